@@ -1,0 +1,1 @@
+"""The network cellar: FirecREST's dialects, the staging area, authentication."""

@@ -1,0 +1,193 @@
+"""What a dialect can do: the `Cluster` protocol that everything above api/ programs against.
+
+All methods raise the errors of `f7tfs.errors`, already classified. None retries a call that
+changes something; after a lost reply they raise `OutcomeUnknown`. None accepts a name that its
+route does not carry: `NameNotSupported` is raised before anything is sent.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from f7tfs.model import Identity, Job, Listed, RemotePath, Stat, Submitted
+
+
+class Route(enum.Enum):
+    """The ways to the cluster; each has its own set of safe names."""
+
+    COMMAND = "command"  # a shell command on the login node: ls, stat, rename, direct transfers
+    STAGED_DOWNLOAD = "staged-download"
+    STAGED_UPLOAD = "staged-upload"
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """Limits of a dialect and of the server behind it. Sizes in bytes, times in seconds."""
+
+    dialect: str
+    version: str  # as the server tells it, "" where it does not
+    direct_download_limit: int
+    direct_upload_limit: int  # of content; the multipart envelope is already taken off
+    staged_upload_limit: int | None
+    command_timeout: float
+    link_lifetime: float  # of presigned links and forms
+    parallel_calls: int  # how many calls at once make sense
+
+
+class SystemStatus(msgspec.Struct, frozen=True):
+    name: str
+    available: bool
+    description: str = ""
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """What the API gave us to follow a transfer; goes into the journal, so it holds no secret
+    beyond presigned links. `path` is the remote file that the transfer is about: task ids are
+    re-used by a server that lost its data (v1 FACTS §5), so a resumed ticket is checked by it."""
+
+    task_id: str
+    path: RemotePath
+
+
+class Phase(enum.Enum):
+    """Where a transfer stands, in words that fit both dialects (v1's states in brackets)."""
+
+    QUEUED = "queued"  # 100, 110, 116 and anything before bytes can move
+    READY = "ready"  # 111: the form or parts may be sent; 117: the link may be read
+    MOVING = "moving"  # 112, 113: the server brings the object to the cluster
+    DONE = "done"  # 114, 200
+    FALTERING = "faltering"  # 115: failed, but the server goes on trying: not final
+    FAILED = "failed"  # 118, 400: final
+    WITHDRAWN = "withdrawn"  # 302
+
+
+class UploadForm(msgspec.Struct, frozen=True):
+    """How to bring the bytes to the object store: a multipart form whose last part, `file_field`,
+    is the content. `fields` in the order in which the ticket gave them."""
+
+    method: str
+    url: str
+    fields: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, str], ...]
+    params: tuple[tuple[str, str], ...]
+    file_name: str
+    file_field: str = "file"
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """One observation of a transfer. `path` is what the server says it is about, where it does."""
+
+    phase: Phase
+    raw: str  # the server's own state, for logs: "113"
+    link: str | None = None  # READY downloads: a presigned GET
+    form: UploadForm | None = None  # READY uploads
+    error: str | None = None
+    path: str | None = None
+
+
+class Cluster(Protocol):
+    """A FirecREST dialect bound to one system."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def system(self) -> str: ...
+
+    def carries(self, path: RemotePath, route: Route) -> bool:
+        """Whether `route` carries this path safely. Pure; costs nothing."""
+        ...
+
+    # Who and what is there.
+    async def discover(self) -> Capabilities:
+        """Ask the server for its version and limits, keep and return them. Raises UnknownSystem
+        (with the known ones) if the server does not offer this system."""
+        ...
+
+    async def systems(self) -> list[SystemStatus]: ...
+    async def whoami(self) -> Identity: ...
+
+    # Names.
+    async def list_directory(self, path: RemotePath) -> list[Listed]:
+        """All entries of a directory, hidden ones too; a symlink to a directory is followed.
+        Raises NotADirectory for anything else."""
+        ...
+
+    async def list_tree(self, path: RemotePath) -> list[tuple[str, Listed]]:
+        """A recursive listing: (directory relative to `path`, entry). "" is `path` itself.
+        All or nothing: one unreadable subdirectory fails the whole (FACTS §4)."""
+        ...
+
+    async def stat(self, path: RemotePath, *, follow: bool = False) -> Stat: ...
+    async def read_link(self, path: RemotePath) -> str: ...
+    async def make_directory(self, path: RemotePath) -> None: ...
+    async def rename(self, source: RemotePath, target: RemotePath) -> None:
+        """The server's `mv --force`: moves INTO an existing directory. Callers check first."""
+        ...
+
+    async def copy(self, source: RemotePath, target: RemotePath) -> None: ...
+    async def remove(self, path: RemotePath) -> None:
+        """The server's `rm -r`: removes whole trees. Callers check first."""
+        ...
+
+    async def change_mode(self, path: RemotePath, permissions: int) -> None: ...
+    async def change_owner(self, path: RemotePath, user: str | None, group: str | None) -> None: ...
+    async def symlink(self, target: str, link: RemotePath) -> None: ...
+    async def checksum(self, path: RemotePath) -> str:
+        """sha256 in hex, of the file that the name leads to."""
+        ...
+
+    async def compress(self, source: RemotePath, archive: RemotePath) -> None: ...
+    async def extract(self, archive: RemotePath, directory: RemotePath) -> None:
+        """Extract a .tar or .tar.gz (told from the archive's name) into `directory`."""
+        ...
+
+    # Content, small: one call.
+    async def download(self, path: RemotePath) -> bytes:
+        """The whole file, byte-exact, at most `capabilities.direct_download_limit`."""
+        ...
+
+    async def head(self, path: RemotePath, count: int) -> bytes:
+        """The first `count` bytes, where the dialect can prove them exact; raises Unsupported
+        where the reply is lossy."""
+        ...
+
+    async def tail(self, path: RemotePath, offset: int) -> bytes:
+        """From `offset` (0-based) to the end; Unsupported where the reply is lossy."""
+        ...
+
+    async def upload(self, path: RemotePath, content: bytes) -> None:
+        """Write in place: truncates first, keeps inode and mode, follows symlinks, not atomic."""
+        ...
+
+    # Content, staged.
+    async def stage_download(self, path: RemotePath) -> Ticket: ...
+    async def stage_upload(self, path: RemotePath, size: int) -> Ticket: ...
+    async def progress(self, ticket: Ticket) -> Progress:
+        """One observation; many askers share one call to the server."""
+        ...
+
+    async def withdraw(self, ticket: Ticket) -> None:
+        """Invalidate a ticket: a courtesy to the server, no guarantee (v1 FACTS §6, §7)."""
+        ...
+
+    # Jobs.
+    async def submit(self, script: bytes, file_name: str, account: str | None) -> Submitted:
+        """Submit once. Raises Rejected with the scheduler's words; OutcomeUnknown if a job may
+        exist all the same."""
+        ...
+
+    async def jobs(self, ids: Sequence[str] | None = None) -> list[Job]:
+        """The user's jobs that are queued or running, or just those of `ids`."""
+        ...
+
+    async def accounting(self, ids: Sequence[str] | None = None) -> list[Job]:
+        """Jobs that the accounting knows: those of `ids`, else today's."""
+        ...
+
+    async def cancel(self, job_id: str) -> None:
+        """Success also when the job is already over. PermissionDenied for somebody else's."""
+        ...

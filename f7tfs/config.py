@@ -1,0 +1,84 @@
+"""The frozen configuration of one mount. Built whole at start from TOML, environment and flags.
+
+Times in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+GiB = 1 << 30
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """How to get a token. Exactly one way is set: client credentials, a command that prints a
+    token, or a file that holds one."""
+
+    token_url: str | None = None
+    client_id: str | None = None
+    client_secret: str | None = None
+    token_command: str | None = None
+    token_file: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Credentials(client_id={self.client_id!r}, …)"
+
+
+class JobsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    enabled: bool = True
+    barrier: Literal["all", "off"] = "all"
+    account: str | None = None
+    partition: str | None = None
+    working_directory: str | None = None  # None: the mount's remote path
+    poll_interval: float = 2.0  # while somebody looks
+    poll_interval_idle: float = 60.0
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    url: str
+    credentials: Credentials
+    system: str
+    remote_path: str
+    mountpoint: Path
+    api: Literal["auto", "v1", "v2"] = "auto"
+
+    # Where things live on this machine.
+    cache_directory: Path
+    state_directory: Path  # spool and journal: survives everything
+    log_file: Path | None = None  # None: stderr
+
+    # Metadata.
+    listing_ttl: float = 30.0
+    stale_max: float = 300.0
+    timezone: str | None = None  # IANA name of the cluster's zone; None: learnt
+
+    # Content.
+    cache_size: int = 20 * GiB
+    cache_min_free: int = 1 * GiB
+    stall_timeout: float = 300.0
+    stage_limit: int | None = None
+
+    # Writing.
+    writeback_delay: float = 2.0
+    temp_hold: float = 600.0
+    fsync: Literal["local", "cluster"] = "local"
+    on_conflict: Literal["keep-both", "overwrite"] = "keep-both"
+    drain_timeout: float = 60.0  # how long a stop waits for uploads
+    hostname: str = "localhost"  # goes into conflict names
+
+    # The network.
+    request_timeout: float = 30.0
+    parallel_transfers: int = 4
+    patience: float = 20.0  # how long calls that change nothing are retried before EHOSTUNREACH
+
+    # The kernel.
+    allow_other: bool = False
+    subtype: str = "f7tfs"
+    debug_fuse: bool = False
+    umask: int | None = None
+
+    log_level: str = "info"
+    jobs: JobsOptions = JobsOptions()
