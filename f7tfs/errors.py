@@ -18,6 +18,13 @@ class F7tfsError(Exception):
     errno: int = errno.EIO
     transient: bool = False
 
+    def again(self) -> F7tfsError:
+        """The same error, to be raised for one more waiter: tracebacks must not be shared."""
+        copy = self.__class__.__new__(self.__class__)
+        copy.__dict__.update(self.__dict__)
+        copy.args = self.args
+        return copy
+
 
 # What the cluster's file system says.
 

@@ -1,0 +1,340 @@
+"""Dirty files: their bytes on the local disk, their states, and who may move them.
+
+A `SpoolEntry` is found by its remote path (at most one per path) until it is unlinked or clean.
+Reading and changing entries happens in plain functions: between two checkpoints nobody
+interferes. Only `commit` waits (fsync, journal).
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import trio
+
+from f7tfs.content.disk import Disk, free_space, sync_directory, write_all
+from f7tfs.content.journal import Journal, UploadRecord
+from f7tfs.errors import NoLocalSpace
+from f7tfs.model import Fingerprint, RemotePath, is_within
+
+log = logging.getLogger("f7tfs.spool")
+RESERVE = 64 << 20  # bytes of the local disk that writing leaves free for journal and log
+
+
+class State(enum.Enum):
+    OPEN = "open"  # somebody may write, or wrote and has not closed
+    HELD = "held"  # closed under a temporary name that stays local
+    QUEUED = "queued"  # closed and journaled; the upload is due at `due`
+    UPLOADING = "uploading"
+    STUCK = "stuck"  # needs a person; `error` says why
+    GONE = "gone"  # verified on the cluster, or unlinked; only open handles still see the bytes
+
+
+ALLOWED: dict[State, set[State]] = {
+    State.OPEN: {State.QUEUED, State.HELD, State.GONE},
+    State.HELD: {State.OPEN, State.QUEUED, State.GONE},
+    State.QUEUED: {State.UPLOADING, State.OPEN, State.HELD, State.GONE, State.STUCK},
+    State.UPLOADING: {State.QUEUED, State.OPEN, State.HELD, State.STUCK, State.GONE},
+    State.STUCK: {State.QUEUED, State.OPEN, State.HELD, State.GONE},
+    State.GONE: set(),
+}
+
+
+class SpoolEntry:
+    """One dirty file. `generation` counts changes of content, name or attributes (what the
+    journal must know), `version` those of content alone: a transfer that began at one version
+    publishes nothing once the number has moved on."""
+
+    def __init__(
+        self,
+        entry_id: str,
+        path: RemotePath,
+        fd: int,
+        *,
+        base: Fingerprint | None,
+        permissions: int,
+        mtime_ns: int,
+        created: float,
+    ) -> None:
+        self.id = entry_id
+        self.path = path
+        self.fd = fd
+        self.base = base
+        self.permissions = permissions
+        self.mtime_ns = mtime_ns
+        self.created = created
+        self.state = State.OPEN
+        self.generation = 1
+        self.version = 1
+        self.journaled = 0  # the generation that the journal knows
+        self.writers = 0  # open handles that may write
+        self.users = 0  # whoever needs the descriptor: handles and transfers
+        self.due = 0.0  # trio time
+        self.attempts = 0
+        self.error: str | None = None
+        self.sent = 0  # bytes of the current attempt, for progress
+        self.times_set = False  # utimens came after the last write: a later flush keeps it
+        # Of the attempt under way; they survive a restart through the journal.
+        self.temporary: RemotePath | None = None
+        self.ticket: str | None = None
+        self.form_sent = False
+        self.expected: Fingerprint | None = None
+        self.in_place = False
+        # Held by whoever changes what the remote name means: publish, rename, unlink.
+        self.turn = trio.Lock()
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    @property
+    def is_gone(self) -> bool:
+        return self.state is State.GONE
+
+    def __repr__(self) -> str:
+        return f"<SpoolEntry {self.id[:8]} {self.path!r} {self.state.value}>"
+
+    def record(self) -> UploadRecord:
+        return UploadRecord(
+            id=self.id,
+            path=self.path,
+            base=self.base,
+            permissions=self.permissions,
+            mtime_ns=self.mtime_ns,
+            created=self.created,
+            held=self.state is State.HELD,
+            stuck=self.error if self.state is State.STUCK else None,
+            temporary=self.temporary,
+            ticket=self.ticket,
+            sent=self.form_sent,
+            expected=self.expected,
+            in_place=self.in_place,
+        )
+
+    def write(self, offset: int, data: bytes) -> int:
+        done = write_all(self.fd, data, offset)
+        self.mtime_ns = time.time_ns()
+        self.generation += 1
+        self.version += 1
+        self.times_set = False
+        return done
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self.fd, size)
+        self.mtime_ns = time.time_ns()
+        self.generation += 1
+        self.version += 1
+        self.times_set = False
+
+
+class Spool:
+    """All dirty files of one journal."""
+
+    def __init__(self, directory: Path, journal: Journal, disk: Disk) -> None:
+        self._directory = directory / "spool"
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._journal = journal
+        self._disk = disk
+        self._by_path: dict[RemotePath, SpoolEntry] = {}
+        self._by_id: dict[str, SpoolEntry] = {}
+        self.changed = trio.Event()  # replaced at every change of a state; wait for the present one
+
+    # Finding.
+
+    def at(self, path: RemotePath) -> SpoolEntry | None:
+        return self._by_path.get(path)
+
+    def by_id(self, entry_id: str) -> SpoolEntry | None:
+        return self._by_id.get(entry_id)
+
+    def within(self, directory: RemotePath) -> list[SpoolEntry]:
+        """Entries at or below `directory`."""
+        return [entry for path, entry in self._by_path.items() if is_within(path, directory)]
+
+    def children(self, directory: RemotePath) -> Iterator[tuple[str, SpoolEntry]]:
+        prefix = directory.rstrip("/") + "/"
+        for path, entry in self._by_path.items():
+            name = path[len(prefix) :]
+            if path.startswith(prefix) and "/" not in name:
+                yield name, entry
+
+    def __iter__(self) -> Iterator[SpoolEntry]:
+        return iter(list(self._by_id.values()))
+
+    def owed(self) -> list[SpoolEntry]:
+        """Entries whose content is still owed to the cluster."""
+        return [entry for entry in self if entry.state not in {State.OPEN, State.GONE}]
+
+    # Making and changing.
+
+    def create(self, path: RemotePath, *, base: Fingerprint | None, permissions: int) -> SpoolEntry:
+        """A new, empty dirty file at `path`, which must have none. Raises NoLocalSpace."""
+        assert path not in self._by_path, f"{path} is dirty already"
+        self.reserve(0)
+        entry_id = uuid.uuid4().hex
+        fd = os.open(
+            self._unclosed(entry_id), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
+        entry = SpoolEntry(
+            entry_id,
+            path,
+            fd,
+            base=base,
+            permissions=permissions,
+            mtime_ns=time.time_ns(),
+            created=time.time(),
+        )
+        self._by_path[path] = entry
+        self._by_id[entry_id] = entry
+        return entry
+
+    def file_of(self, entry_id: str) -> Path:
+        """Where the bytes of a journaled entry are. Before its first commit the file has another
+        name, so that a start can tell what was never closed from what was just finished."""
+        return self._directory / entry_id
+
+    def _unclosed(self, entry_id: str) -> Path:
+        return self._directory / f"{entry_id}.open"
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    def reserve(self, size: int) -> None:
+        """Refuse what the disk cannot hold. Raises NoLocalSpace."""
+        if free_space(self._directory) < RESERVE + size:
+            raise NoLocalSpace("the disk that holds the spool is full")
+
+    def move(self, entry: SpoolEntry, state: State) -> None:
+        """The one gatekeeper of the states."""
+        if entry.state is not state:
+            if state not in ALLOWED[entry.state]:
+                raise AssertionError(f"{entry!r} must not become {state.value}")
+            entry.state = state
+        event, self.changed = self.changed, trio.Event()
+        event.set()
+
+    def retarget(self, entry: SpoolEntry, path: RemotePath) -> None:
+        """The name changed; whoever was dirty at the new one has been dealt with by the caller."""
+        assert self._by_path.get(path) in (None, entry), f"{path} is dirty already"
+        if self._by_path.get(entry.path) is entry:
+            del self._by_path[entry.path]
+        entry.path = path
+        entry.generation += 1
+        self._by_path[path] = entry
+
+    async def commit(self, entry: SpoolEntry) -> None:
+        """Content and record on the disk: what close() and fsync() promise."""
+        generation = entry.generation
+        if entry.is_gone or entry.journaled == generation:
+            return
+        first = entry.journaled == 0
+        await self._disk.sync(entry.fd)
+        if first:
+            await self._disk.run(lambda: self._name_for_good(entry.id))
+        if not entry.is_gone:
+            await self._journal.write(entry.record())
+            if entry.is_gone:  # unlinked while the record was written
+                await self._journal.write(drop=((UploadRecord, entry.id),))
+            entry.journaled = max(entry.journaled, generation)
+
+    def _name_for_good(self, entry_id: str) -> None:
+        if self._unclosed(entry_id).exists():
+            self._unclosed(entry_id).rename(self.file_of(entry_id))
+        sync_directory(self._directory)
+
+    async def save(self, entry: SpoolEntry) -> None:
+        """Journal the attempt's present facts (temporary name, ticket, expected fingerprint)."""
+        if not entry.is_gone:
+            await self._journal.write(entry.record())
+            if entry.is_gone:  # unlinked meanwhile: its record must not come back
+                await self._journal.write(drop=((UploadRecord, entry.id),))
+
+    def unlink(self, entry: SpoolEntry) -> None:
+        """Forget a dirty file; open handles keep its bytes. The caller drops the record."""
+        if self._by_path.get(entry.path) is entry:
+            del self._by_path[entry.path]
+        self._by_id.pop(entry.id, None)
+        self.move(entry, State.GONE)
+        self._close_if_unused(entry)
+
+    async def drop_record(self, entry: SpoolEntry) -> None:
+        await self._journal.write(drop=((UploadRecord, entry.id),))
+
+    def use(self, entry: SpoolEntry) -> None:
+        entry.users += 1
+
+    def leave(self, entry: SpoolEntry) -> None:
+        entry.users -= 1
+        assert entry.users >= 0, f"{entry!r}: left more often than used"
+        self._close_if_unused(entry)
+
+    def _close_if_unused(self, entry: SpoolEntry) -> None:
+        if entry.state is State.GONE and entry.users == 0 and entry.fd >= 0:
+            os.close(entry.fd)
+            entry.fd = -1
+            self.file_of(entry.id).unlink(missing_ok=True)
+            self._unclosed(entry.id).unlink(missing_ok=True)
+
+    # Starting and ending.
+
+    def load(self, keep: set[str]) -> None:
+        """Crash recovery: every record's file becomes an entry again. A file that was never closed
+        is set aside, not deleted; one without a record was finished. `keep`: names of files that
+        other records (scripts on their way) speak of."""
+        for record in self._journal.load(UploadRecord):
+            keep = keep | {record.id}
+            try:
+                fd = os.open(self.file_of(record.id), os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                log.error("the spool file of %s is missing: %s", record.path, error)
+                continue
+            entry = SpoolEntry(
+                record.id,
+                RemotePath(record.path),
+                fd,
+                base=record.base,
+                permissions=record.permissions,
+                mtime_ns=record.mtime_ns,
+                created=record.created,
+            )
+            entry.temporary = RemotePath(record.temporary) if record.temporary else None
+            entry.ticket, entry.form_sent = record.ticket, record.sent
+            entry.expected, entry.in_place = record.expected, record.in_place
+            entry.journaled = entry.generation
+            entry.error = record.stuck
+            entry.state = State.HELD if record.held else State.QUEUED
+            entry.state = State.STUCK if record.stuck else entry.state
+            self._by_path[entry.path] = entry
+            self._by_id[entry.id] = entry
+
+        for file in self._directory.iterdir():
+            if file.is_dir() or file.name in keep:
+                continue
+            if file.suffix == ".open" and file.stat().st_size > 0:
+                aside = self._directory / "unclosed"
+                aside.mkdir(exist_ok=True)
+                file.rename(aside / file.name)
+                log.warning("a file that was never closed was set aside as %s", aside / file.name)
+            else:
+                file.unlink()
+
+    def close(self) -> None:
+        for entry in self._by_id.values():
+            os.close(entry.fd)
+            entry.fd = -1
+
+    def check(self) -> None:
+        """The invariants, for tests and the debug switch."""
+        for path, entry in self._by_path.items():
+            assert entry.path == path, f"{entry!r} is filed under {path}"
+            assert self._by_id.get(entry.id) is entry
+            assert entry.state is not State.GONE, f"{entry!r} is gone but found"
+            assert entry.fd >= 0
+            if entry.state is not State.OPEN:
+                assert entry.journaled > 0, f"{entry!r} is owed but not journaled"

@@ -1,0 +1,374 @@
+"""One attempt to bring one dirty file to the cluster: bytes → proof → publish → clean.
+
+Both servers write in place, so the bytes go to a unique hidden temporary name first, are
+verified there, get their mode, and are published by a rename over the target. Status words are
+no proof: v1's 115 is not final and cannot be cancelled (v1 FACTS §6), so a late write of an
+abandoned task must land on nobody's file.
+
+In place instead, where a rename would change more than the content: a target of somebody else,
+with other hard links, an ACL, a foreign group, or in a directory that we may not write.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from f7tfs.api.port import Cluster, Phase, Progress, Storage, Ticket
+from f7tfs.catalog import Catalog
+from f7tfs.content.cache import Cache
+from f7tfs.content.disk import Disk, sha256_of
+from f7tfs.content.journal import Journal, LitterRecord, UploadRecord
+from f7tfs.content.spool import Spool, SpoolEntry, State
+from f7tfs.content.times import Times
+from f7tfs.errors import (
+    IsADirectory,
+    LinkExpired,
+    NotFound,
+    OutcomeUnknown,
+    PermissionDenied,
+    ServerError,
+    StagingFailed,
+)
+from f7tfs.model import Fingerprint, Identity, Kind, RemotePath, Stat, join, name_of, parent_of
+from f7tfs.transfers.download import follow, staging_failed
+from f7tfs.transfers.namespace import Namespace
+from f7tfs.transfers.workplace import Workplace
+
+log = logging.getLogger("f7tfs.upload")
+CHECKSUM_LIMIT = 256 << 20  # bytes; the server's sha256sum has 5 s
+
+
+class Superseded(Exception):
+    """The file was written to, renamed or unlinked during the attempt: begin again."""
+
+
+class Attempts:
+    def __init__(
+        self,
+        cluster: Cluster,
+        storage: Storage,
+        catalog: Catalog,
+        namespace: Namespace,
+        workplace: Workplace,
+        spool: Spool,
+        journal: Journal,
+        cache: Cache,
+        times: Times,
+        disk: Disk,
+        identity: Identity,
+        *,
+        stall_timeout: float,
+        keep_both: bool,
+        hostname: str,
+    ) -> None:
+        self._cluster = cluster
+        self._storage = storage
+        self._catalog = catalog
+        self._namespace = namespace
+        self._workplace = workplace
+        self._spool = spool
+        self._journal = journal
+        self._cache = cache
+        self._times = times
+        self._disk = disk
+        self._identity = identity
+        self._stall_timeout = stall_timeout
+        self._keep_both = keep_both
+        self._hostname = hostname
+
+    async def run(self, entry: SpoolEntry) -> None:
+        """The whole way. Raises Superseded, or the error that stopped it."""
+        version = entry.version
+        there = await self._namespace.find(entry.path) if entry.base or entry.expected else None
+        if there is not None and self._is_ours_already(entry, there):
+            await self._settle(entry, there, version)
+            return
+        if there is not None and self._must_stay_in_place(entry, there):
+            await self._write_in_place(entry, there, version)
+            return
+        try:
+            proven = await self._bring(entry, version)
+        except PermissionDenied:
+            if there is None or there.kind is not Kind.FILE:
+                raise
+            await self._write_in_place(entry, there, version)  # the directory is not ours to write
+            return
+        async with entry.turn:
+            self._require_current(entry, version)
+            await self._publish(entry, proven, version)
+
+    async def abandon(self, entry: SpoolEntry) -> None:
+        """Remove the temporary of an attempt that nobody wants any more. Once its form was sent,
+        an abandoned v1 task can write it again until the form expires: it stays on the list."""
+        temporary, entry.temporary = entry.temporary, None
+        if temporary is None:
+            return
+        until = 0.0
+        if entry.ticket is not None and entry.form_sent:
+            until = time.time() + self._cluster.capabilities.link_lifetime
+        entry.ticket, entry.form_sent = None, False
+        if await self._workplace.remove_litter(temporary) and until:
+            await self._journal.write(LitterRecord(id=temporary, until=until))
+
+    # Bytes.
+
+    async def _bring(self, entry: SpoolEntry, version: int) -> Stat:
+        """The content under a temporary name, proven. Returns the temporary's stat."""
+        if entry.temporary is None or (
+            entry.ticket is None and parent_of(entry.temporary) != parent_of(entry.path)
+        ):
+            entry.temporary = self._workplace.temporary_for(entry.path)
+            entry.ticket, entry.form_sent = None, False
+            await self._journal.write(LitterRecord(id=entry.temporary), entry.record())
+            self._require_current(entry, version)
+        temporary = entry.temporary
+        try:
+            await self._transport(entry, temporary, version)
+            return await self._prove(entry, temporary, version)
+        except Superseded:
+            await self.abandon(entry)
+            raise
+
+    async def _transport(self, entry: SpoolEntry, target: RemotePath, version: int) -> None:
+        if entry.size <= self._cluster.capabilities.direct_upload_limit:
+            await self._send_direct(entry, target)
+        else:
+            await self._send_staged(entry, target)
+        self._require_current(entry, version)
+
+    async def _send_direct(self, entry: SpoolEntry, target: RemotePath) -> None:
+        content = os.pread(entry.fd, entry.size, 0)
+        try:
+            await self._cluster.upload(target, content)
+        except OutcomeUnknown:
+            # Our own name and the same bytes: sending them again changes nothing else.
+            await self._cluster.upload(target, content)
+        entry.sent = len(content)
+
+    async def _send_staged(self, entry: SpoolEntry, target: RemotePath) -> None:
+        size = entry.size
+        ticket = await self._resumable(entry, target)
+        if ticket is None:
+            ticket = await self._cluster.stage_upload(target, size)
+            entry.ticket, entry.form_sent = ticket.task_id, False
+            until = time.time() + self._cluster.capabilities.link_lifetime
+            await self._journal.write(LitterRecord(id=target, until=until), entry.record())
+        if not entry.form_sent:
+            progress = await self._follow(entry, ticket, {Phase.READY, Phase.DONE})
+            if progress.phase is Phase.READY:
+                if progress.form is None:
+                    raise StagingFailed(f"{entry.path}: the server gave no form")
+                try:
+                    await self._storage.send_form(
+                        progress.form, entry.fd, size, lambda sent: _note_sent(entry, sent)
+                    )
+                except LinkExpired:
+                    entry.ticket = None  # the next attempt asks for a new form
+                    raise
+                entry.form_sent = True
+                await self._spool.save(entry)
+        await self._follow(entry, ticket, {Phase.DONE})
+
+    async def _resumable(self, entry: SpoolEntry, target: RemotePath) -> Ticket | None:
+        """The ticket of an attempt that a restart or a fault interrupted, if the server still
+        means the same by it: task ids are re-used (v1 FACTS §5)."""
+        if entry.ticket is None:
+            return None
+        ticket = Ticket(task_id=entry.ticket, path=target)
+        try:
+            progress = await self._cluster.progress(ticket)
+        except NotFound:
+            return None
+        if progress.phase in {Phase.FAILED, Phase.WITHDRAWN}:
+            return None
+        return ticket if progress.path in {None, str(target)} else None
+
+    async def _follow(self, entry: SpoolEntry, ticket: Ticket, wanted: set[Phase]) -> Progress:
+        def seen(progress: Progress) -> None:
+            if progress.phase is Phase.FALTERING:
+                entry.error = f"the server could not write it yet and tries again ({progress.raw})"
+
+        over = wanted | {Phase.FAILED, Phase.WITHDRAWN}
+
+        async def reach(phases: set[Phase]) -> Progress:
+            return await follow(
+                self._cluster,
+                ticket,
+                lambda now: now.phase in phases,
+                stall_timeout=self._stall_timeout,
+                seen=seen,
+            )
+
+        progress = await reach(over | {Phase.FALTERING})
+        if progress.phase is Phase.FALTERING:
+            # No error text comes with 115. A directory that is gone will not come back by itself;
+            # anything else may heal at a later sweep, for as long as we are patient.
+            await self._cluster.stat(parent_of(ticket.path), follow=True)
+            progress = await reach(over)
+        if progress.phase not in wanted:
+            entry.ticket, entry.form_sent = None, False
+            raise staging_failed(entry.path, progress)
+        entry.error = None
+        return progress
+
+    async def _prove(self, entry: SpoolEntry, target: RemotePath, version: int) -> Stat:
+        stat = await self._cluster.stat(target)
+        size = entry.size
+        self._require_current(entry, version)
+        if stat.size != size:
+            entry.ticket, entry.form_sent = None, False
+            raise ServerError(f"{entry.path}: {stat.size} of {size} bytes arrived")
+        staged = size > self._cluster.capabilities.direct_upload_limit
+        if staged and size <= CHECKSUM_LIMIT:
+            theirs = await self._cluster.checksum(target)
+            ours = await self._disk.run(lambda: sha256_of(entry.fd))
+            self._require_current(entry, version)
+            if theirs != ours:
+                entry.ticket, entry.form_sent = None, False
+                raise ServerError(f"{entry.path}: the checksum on the cluster differs")
+        return stat
+
+    # Publishing.
+
+    async def _publish(self, entry: SpoolEntry, proven: Stat, version: int) -> None:
+        """Under the entry's turn: check for a conflict one last time, rename, look."""
+        temporary = entry.temporary
+        assert temporary is not None
+        target = entry.path
+        there = await self._namespace.find(target)
+        if (
+            there is not None
+            and self._is_conflict(entry, there)
+            and (self._keep_both or there.kind is Kind.DIRECTORY)
+        ):
+            await self._publish_beside(entry, proven)
+            return
+        if proven.mode & 0o7777 != entry.permissions:
+            await self._cluster.change_mode(temporary, entry.permissions)
+        entry.expected = Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino)
+        await self._spool.save(entry)
+        self._require_current(entry, version)
+        try:
+            after = await self._namespace.rename_checked(temporary, target, proven)
+        except IsADirectory:
+            raise OutcomeUnknown(f"{target} has just become a directory") from None
+        await self._settle(entry, after, version)
+
+    async def _publish_beside(self, entry: SpoolEntry, proven: Stat) -> None:
+        """Both survive: the cluster's version under the name, ours beside it."""
+        temporary = entry.temporary
+        assert temporary is not None
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        name = name_of(entry.path).encode(errors="surrogateescape")
+        suffix = f".conflict-{self._hostname}-{stamp}"
+        stem = name[: 255 - len(suffix)].decode(errors="ignore")
+        beside = join(parent_of(entry.path), stem + suffix)
+        while await self._namespace.find(beside) is not None or self._spool.at(beside) is not None:
+            beside = RemotePath(beside + "-2")
+        log.warning("%s changed on the cluster; the local version is %s", entry.path, beside)
+        original = entry.path
+        self._spool.retarget(entry, beside)
+        entry.base = None
+        entry.expected = Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino)
+        await self._spool.save(entry)
+        after = await self._namespace.rename_checked(temporary, beside, proven)
+        self._cache.forget(original)
+        self._catalog.forget(original)
+        await self._settle(entry, after, entry.version)
+
+    def _is_conflict(self, entry: SpoolEntry, there: Stat) -> bool:
+        if there.kind is Kind.DIRECTORY:
+            return True
+        if self._is_ours_already(entry, there):
+            return False
+        return entry.base is None or not entry.base.agrees(there.fingerprint, ignore_ctime=True)
+
+    def _is_ours_already(self, entry: SpoolEntry, there: Stat) -> bool:
+        """Our rename went through and its reply was lost."""
+        return entry.expected is not None and entry.expected.agrees(
+            there.fingerprint, ignore_ctime=True
+        )
+
+    # In place.
+
+    def _must_stay_in_place(self, entry: SpoolEntry, there: Stat) -> bool:
+        if there.kind is not Kind.FILE:
+            return False
+        known = self._catalog.peek(entry.path)
+        me = self._identity
+        return (
+            there.uid != me.uid
+            or there.gid != me.gid
+            or there.nlink > 1
+            or (known is not None and known.has_acl)
+        )
+
+    async def _write_in_place(self, entry: SpoolEntry, there: Stat, version: int) -> None:
+        async with entry.turn:
+            self._require_current(entry, version)
+            if self._is_conflict(entry, there) and not await self._is_our_prefix(entry, there):
+                log.info("%s changed on the cluster before it was written in place", entry.path)
+                if self._keep_both:
+                    await self._bring_beside(entry, version)
+                    return
+            entry.in_place = True
+            await self._spool.save(entry)
+            await self._transport(entry, entry.path, version)
+            stat = await self._prove(entry, entry.path, version)
+            if stat.mode & 0o7777 != entry.permissions and stat.uid == self._identity.uid:
+                await self._cluster.change_mode(entry.path, entry.permissions)
+                stat = await self._cluster.stat(entry.path)
+            await self._settle(entry, stat, version)
+
+    async def _bring_beside(self, entry: SpoolEntry, version: int) -> None:
+        entry.in_place = False
+        proven = await self._bring(entry, version)
+        await self._publish_beside(entry, proven)
+
+    async def _is_our_prefix(self, entry: SpoolEntry, there: Stat) -> bool:
+        """After an attempt in place that was cut, the cluster holds a part of our own bytes."""
+        limit = self._cluster.capabilities.direct_download_limit
+        if not entry.in_place or there.size > min(entry.size, limit):
+            return False
+        content = await self._cluster.download(entry.path)
+        return os.pread(entry.fd, len(content), 0) == content
+
+    # Clean.
+
+    async def _settle(self, entry: SpoolEntry, after: Stat, version: int) -> None:
+        """The cluster has it: the journal record ends, the spool file becomes the cached copy."""
+        remote, path = after.fingerprint, entry.path
+        litter = ((LitterRecord, entry.temporary),) if entry.temporary is not None else ()
+        entry.temporary, entry.ticket, entry.form_sent = None, None, False
+        entry.expected, entry.in_place, entry.error = None, False, None
+        entry.attempts = 0
+        times = self._times.note(path, remote, entry.mtime_ns)
+        self._catalog.put(path, self._catalog.attributes_of(after))
+        if entry.version != version or entry.is_gone:
+            entry.base = remote
+            if entry.is_gone:
+                await self._journal.write(times, drop=litter)
+            else:
+                await self._journal.write(times, entry.record(), drop=litter)
+            return
+        await self._journal.write(times, drop=((UploadRecord, entry.id), *litter))
+        if entry.version != version or entry.is_gone or entry.state is not State.UPLOADING:
+            # Written again while the record ended: it is owed again, on the new base.
+            entry.base = remote
+            if not entry.is_gone:
+                entry.journaled = 0
+                await self._spool.commit(entry)
+            return
+        await self._cache.adopt(self._spool.file_of(entry.id), entry.fd, path, remote)
+        if entry.version == version and not entry.is_gone:
+            self._spool.unlink(entry)
+
+    def _require_current(self, entry: SpoolEntry, version: int) -> None:
+        if entry.is_gone or entry.version != version:
+            raise Superseded
+
+
+def _note_sent(entry: SpoolEntry, sent: int) -> None:
+    entry.sent = sent

@@ -1,0 +1,237 @@
+"""Changes of names on the cluster, with the servers' traps defused.
+
+The server's rm is always recursive, its mv moves into existing directories, and a reply may be
+lost after the command ran. So: look before (type, device), act once, and look afterwards; after a
+lost reply look first and only then decide (SEMANTICS "Metadata").
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from f7tfs.api.port import Cluster, Route
+from f7tfs.catalog import HIDDEN_PREFIX, Catalog
+from f7tfs.content.journal import Journal, LitterRecord
+from f7tfs.errors import (
+    CrossDevice,
+    Exists,
+    F7tfsError,
+    IsADirectory,
+    NameNotSupported,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    OutcomeUnknown,
+    ServerError,
+)
+from f7tfs.model import Attributes, Kind, RemotePath, Stat, join, name_of, parent_of
+from f7tfs.transfers.workplace import Workplace, link_archive
+
+log = logging.getLogger("f7tfs.namespace")
+
+
+class Namespace:
+    """Synchronous operations on names that exist on the cluster. Every method leaves the catalog
+    telling what is there now."""
+
+    def __init__(
+        self, cluster: Cluster, catalog: Catalog, workplace: Workplace, journal: Journal
+    ) -> None:
+        self._cluster = cluster
+        self._catalog = catalog
+        self._workplace = workplace
+        self._journal = journal
+        self._devices: dict[RemotePath, int] = {}
+
+    def require_name(self, path: RemotePath) -> None:
+        """EINVAL before anything is sent, for a name that could never be removed again."""
+        if name_of(path).startswith(HIDDEN_PREFIX):
+            raise NameNotSupported(f"{name_of(path)!r}: names that begin so are f7tfs' own")
+        if not self._cluster.carries(path, Route.COMMAND):
+            raise NameNotSupported(f"no safe route to the cluster for the name {path!r}")
+
+    async def find(self, path: RemotePath) -> Stat | None:
+        """What is there now, None if nothing is."""
+        try:
+            return await self._catalog.stat(path)
+        except NotFound:
+            return None
+
+    async def make_directory(self, path: RemotePath, permissions: int) -> Attributes:
+        self.require_name(path)
+        try:
+            await self._cluster.make_directory(path)
+        except OutcomeUnknown:
+            found = await self.find(path)
+            if found is None or found.kind is not Kind.DIRECTORY:
+                await self._cluster.make_directory(path)
+        stat = await self._catalog.stat(path)
+        if stat.mode & 0o777 != permissions & 0o777:
+            await self._cluster.change_mode(path, permissions)
+            stat = await self._catalog.stat(path)
+        return self._note(path, stat)
+
+    async def symlink(self, target: str, link: RemotePath) -> Attributes:
+        """An existing directory as link path would take the link inside it (v1 FACTS §4)."""
+        self.require_name(link)
+        if await self.find(link) is not None:
+            raise Exists(link)
+        try:
+            await self._cluster.symlink(target, link)
+        except OutcomeUnknown:
+            if await self.find(link) is None:
+                await self._cluster.symlink(target, link)
+        stat = await self._catalog.stat(link)
+        if stat.kind is not Kind.SYMLINK:
+            raise Exists(link)
+        return self._note(link, stat, target=target)
+
+    async def change_mode(self, path: RemotePath, permissions: int) -> None:
+        self.require_name(path)
+        try:
+            await self._cluster.change_mode(path, permissions)
+        except OutcomeUnknown:
+            await self._cluster.change_mode(path, permissions)  # absolute mode: the same twice
+        self._note(path, await self._catalog.stat(path))
+
+    async def remove_file(self, path: RemotePath, expected: Stat | None = None) -> None:
+        """unlink(2) of anything but a directory. `expected`: what the user saw; something else at
+        the name is left alone (Exists)."""
+        self.require_name(path)
+        stat = expected or await self._catalog.stat(path)
+        if stat.kind is Kind.DIRECTORY:
+            raise IsADirectory(path)
+        try:
+            await self._cluster.remove(path)
+        except OutcomeUnknown:
+            found = await self.find(path)
+            if found is not None and found.ino == stat.ino:
+                await self._cluster.remove(path)
+        self._catalog.drop(path)
+
+    async def remove_directory(self, path: RemotePath) -> None:
+        """rmdir(2), race-free: extracting a symlink of the directory's name makes the cluster's own
+        rmdir(2) decide (TAR.md); the symlink is then removed."""
+        self.require_name(path)
+        listed = await self._cluster.list_directory(path)
+        for one in listed:
+            if self._workplace.is_ours(join(path, one.name)) and one.kind is not Kind.DIRECTORY:
+                await self._workplace.remove_litter(join(path, one.name))
+            elif one.name.startswith(HIDDEN_PREFIX):
+                log.warning("%s holds %s, the temporary of another mount", path, one.name)
+                raise NotEmpty(path)
+            else:
+                raise NotEmpty(path)
+        before = await self._catalog.stat(path)
+        if before.kind is not Kind.DIRECTORY:
+            raise NotADirectory(path)
+        marker = f"{HIDDEN_PREFIX}removed-{uuid.uuid4().hex[:12]}"
+        await self._journal.write(LitterRecord(id=path, marker=marker))
+        try:
+            await self._workplace.extract(link_archive(name_of(path), marker), parent_of(path))
+        except F7tfsError as error:
+            found = await self.find(path)
+            if found is not None and found.kind is Kind.DIRECTORY:
+                await self._workplace.forget_litter(path)
+                if await self._cluster.list_directory(path):
+                    raise NotEmpty(path) from error
+                raise
+        if not await self._workplace.remove_litter(path, marker=marker):
+            log.warning("%s is removed, but the mark in its place stays until later", path)
+        self._catalog.drop(path)
+
+    async def rename(self, source: RemotePath, target: RemotePath, *, replace: bool = True) -> Stat:
+        """rename(2) on top of `mv --force`: never into a directory, never across devices. Returns
+        what is at the target afterwards."""
+        self.require_name(source)
+        self.require_name(target)
+        moved = await self._catalog.stat(source)
+        there = await self.find(target)
+        if there is not None:
+            if not replace:
+                raise Exists(target)
+            if (there.ino, there.dev) == (moved.ino, moved.dev):
+                return there  # two links to one file: rename(2) does nothing
+            await self._make_way(moved, there, target)
+        if parent_of(source) != parent_of(target):
+            device = there.dev if there is not None else await self._device(parent_of(target))
+            if device != moved.dev:
+                raise CrossDevice(f"{source} and {target} are on different devices")
+        return await self.rename_checked(source, target, moved)
+
+    async def rename_checked(self, source: RemotePath, target: RemotePath, moved: Stat) -> Stat:
+        """The rename itself, of the inode `moved`, onto a target that is no directory, and the
+        look afterwards."""
+        try:
+            await self._cluster.rename(source, target)
+        except OutcomeUnknown:
+            now = await self.find(target)
+            if now is None or now.ino != moved.ino:
+                if await self.find(source) is None:
+                    self._catalog.forget(target)
+                    raise
+                await self._cluster.rename(source, target)
+        after = await self._catalog.stat(target)
+        self._catalog.rename(source, target)
+        self._note(target, after)
+        if after.ino != moved.ino and after.kind is Kind.DIRECTORY:
+            # Somebody made a directory there in between, and mv moved into it.
+            await self._cluster.rename(join(target, name_of(source)), source)
+            self._catalog.forget(source)
+            raise IsADirectory(target)
+        if after.ino != moved.ino:
+            log.warning("%s was replaced by somebody else right after the rename", target)
+        return after
+
+    async def _make_way(self, moved: Stat, there: Stat, target: RemotePath) -> None:
+        if there.kind is Kind.DIRECTORY and moved.kind is not Kind.DIRECTORY:
+            raise IsADirectory(target)
+        if there.kind is not Kind.DIRECTORY and moved.kind is Kind.DIRECTORY:
+            raise NotADirectory(target)
+        if there.kind is Kind.DIRECTORY:
+            await self.remove_directory(target)
+
+    async def _device(self, directory: RemotePath) -> int:
+        """A directory's device; it does not change while we are mounted."""
+        if directory not in self._devices:
+            self._devices[directory] = (await self._cluster.stat(directory, follow=True)).dev
+        return self._devices[directory]
+
+    async def link(self, source: RemotePath, target: RemotePath) -> Attributes:
+        """link(2) of a regular file by a tar (TAR.md). The member would replace a target, so look
+        first; there is no NOREPLACE."""
+        self.require_name(source)
+        self.require_name(target)
+        before = await self._catalog.stat(source)
+        if await self.find(target) is not None:
+            raise Exists(target)
+        directory = common_directory(source, target)
+        archive = link_archive(
+            target[len(directory) :].lstrip("/"), source[len(directory) :].lstrip("/"), hard=True
+        )
+        failure: F7tfsError | None = None
+        try:
+            await self._workplace.extract(archive, directory)
+        except F7tfsError as error:
+            failure = error
+        after = await self.find(target)
+        if after is None or after.ino != before.ino:
+            raise failure or ServerError(f"{target} is not a link to {source}")
+        self._catalog.forget(source)
+        return self._note(target, after)
+
+    def _note(self, path: RemotePath, stat: Stat, *, target: str | None = None) -> Attributes:
+        attributes = self._catalog.attributes_of(stat, target=target)
+        self._catalog.put(path, attributes)
+        return attributes
+
+
+def common_directory(one: RemotePath, other: RemotePath) -> RemotePath:
+    """The deepest directory that holds both."""
+    shared = []
+    for left, right in zip(parent_of(one).split("/"), parent_of(other).split("/"), strict=False):
+        if left != right:
+            break
+        shared.append(left)
+    return RemotePath("/".join(shared) or "/")

@@ -1,0 +1,182 @@
+"""Removals that queue behind uploads: `cp a b; rm a` must never end with neither.
+
+A removal that is asked for while earlier writes are still on their way becomes a journaled
+tombstone: the name is gone at once here, and on the cluster once those writes are verified there
+(or stuck: their content is safe in the spool then, and room may be what they wait for).
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+
+import trio
+
+from f7tfs.catalog import Catalog
+from f7tfs.content.journal import Journal, RemovalRecord
+from f7tfs.content.spool import Spool
+from f7tfs.errors import F7tfsError, NotEmpty, NotFound
+from f7tfs.model import Fingerprint, Kind, RemotePath, is_within, name_of, parent_of
+from f7tfs.transfers.namespace import Namespace
+from f7tfs.transfers.upload import Uploads
+
+log = logging.getLogger("f7tfs.removal")
+
+
+class Removals:
+    def __init__(
+        self,
+        namespace: Namespace,
+        catalog: Catalog,
+        spool: Spool,
+        uploads: Uploads,
+        journal: Journal,
+    ) -> None:
+        self._namespace = namespace
+        self._catalog = catalog
+        self._spool = spool
+        self._uploads = uploads
+        self._journal = journal
+        self._turn = trio.Lock()  # tombstones are executed one after the other, in their order
+        self._wake = trio.Event()
+        self._records: dict[RemotePath, RemovalRecord] = {
+            RemotePath(one.path): one for one in journal.load(RemovalRecord)
+        }
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def hides(self, path: RemotePath) -> bool:
+        """Whether a tombstone stands at this very name."""
+        return path in self._records
+
+    def names_in(self, directory: RemotePath) -> set[str]:
+        return {name_of(path) for path in self._records if parent_of(path) == directory}
+
+    def within(self, directory: RemotePath) -> Iterator[RemovalRecord]:
+        return (one for path, one in list(self._records.items()) if is_within(path, directory))
+
+    async def remove_file(self, path: RemotePath) -> None:
+        """unlink(2) of something that exists on the cluster: now, or behind what is owed."""
+        owed = tuple(entry.id for entry in self._spool.owed())
+        if not owed and not self._records:
+            await self._namespace.remove_file(path)
+            return
+        self._namespace.require_name(path)
+        stat = await self._catalog.stat(path)
+        await self._bury(path, stat.fingerprint, owed, is_directory=False)
+
+    async def remove_directory(self, path: RemotePath) -> None:
+        """rmdir(2): behind the tombstones below it, else now."""
+        below = [one for one in self.within(path) if one.path != path]
+        if not below:
+            await self._namespace.remove_directory(path)
+            return
+        self._namespace.require_name(path)
+        gone = {name_of(RemotePath(one.path)) for one in below}
+        if set(await self._catalog.listing(path, fresh=True)) - gone:
+            raise NotEmpty(path)
+        await self._bury(path, None, (), is_directory=True)
+
+    async def _bury(
+        self,
+        path: RemotePath,
+        fingerprint: Fingerprint | None,
+        owed: tuple[str, ...],
+        *,
+        is_directory: bool,
+    ) -> None:
+        record = RemovalRecord(
+            id=uuid.uuid4().hex,
+            path=path,
+            is_directory=is_directory,
+            fingerprint=fingerprint,
+            sequence=1 + max((one.sequence for one in self._records.values()), default=0),
+            uploads=owed,
+        )
+        await self._journal.write(record)
+        self._records[path] = record
+        self._wake.set()
+
+    async def exhume(self, path: RemotePath) -> Fingerprint | None:
+        """A new file takes the place of a buried one: it replaces the old content by itself, so
+        the tombstone ends, and what it stood for becomes the new file's base."""
+        record = self._records.get(path)
+        if record is None or record.is_directory:
+            return None
+        await self._end(record)
+        return record.fingerprint
+
+    async def execute_now(self, directory: RemotePath) -> None:
+        """Carry out the tombstones at and below a name that is needed again as something else.
+        Waits for the uploads they stand behind."""
+        while any(True for _ in self.within(directory)):
+            for record in sorted(self.within(directory), key=lambda one: one.sequence):
+                await self._execute(record)
+
+    async def rename(self, source: RemotePath, target: RemotePath) -> None:
+        """Tombstones below a directory that is renamed must be carried out before."""
+        await self.execute_now(source)
+        await self.execute_now(target)
+
+    async def run(self) -> None:
+        """Carry out tombstones in their order, for ever."""
+        pause = 1.0
+        while True:
+            self._wake = trio.Event()
+            pending = sorted(self._records.values(), key=lambda one: one.sequence)
+            failed = False
+            for record in pending:
+                try:
+                    await self._execute(record)
+                except F7tfsError as error:
+                    log.warning("removing %s: %s", record.path, error)
+                    failed = True
+                    break
+            if failed:
+                await trio.sleep(pause)
+                pause = min(2 * pause, 60.0)
+            else:
+                pause = 1.0
+                if not self._records:
+                    await self._wake.wait()
+
+    async def _execute(self, record: RemovalRecord) -> None:
+        path = RemotePath(record.path)
+        waiting = [one for name in record.uploads if (one := self._spool.by_id(name)) is not None]
+        self._uploads.hurry(waiting)
+        await self._uploads.settled(waiting)
+        async with self._turn:
+            if self._records.get(path) is not record:
+                return
+            try:
+                if record.is_directory:
+                    await self._namespace.remove_directory(path)
+                else:
+                    await self._remove_if_unchanged(path, record)
+            except (NotFound, NotEmpty) as error:
+                log.info("removing %s: %s; left as it is", path, error)
+            except F7tfsError as error:
+                if error.transient:
+                    raise
+                log.error("removing %s failed for good: %s; the name is shown again", path, error)
+            await self._end(record)
+
+    async def _remove_if_unchanged(self, path: RemotePath, record: RemovalRecord) -> None:
+        stat = await self._namespace.find(path)
+        if stat is None:
+            return
+        if stat.kind is Kind.DIRECTORY or (
+            record.fingerprint is not None
+            and not record.fingerprint.agrees(stat.fingerprint, ignore_ctime=True)
+        ):
+            log.warning("%s changed on the cluster after it was removed here; it is kept", path)
+            return
+        await self._namespace.remove_file(path, stat)
+
+    async def _end(self, record: RemovalRecord) -> None:
+        await self._journal.write(drop=((RemovalRecord, record.id),))
+        if self._records.get(RemotePath(record.path)) is record:
+            del self._records[RemotePath(record.path)]
+        self._catalog.forget(RemotePath(record.path))

@@ -1,0 +1,181 @@
+"""The uploader: when a dirty file is due, who may run, and what happens when an attempt fails.
+
+One task an attempt, strictly serial per path (an entry is UPLOADING at most once), bounded in
+parallel. How one attempt travels is in `attempt`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+import trio
+
+from f7tfs.content.spool import Spool, SpoolEntry, State
+from f7tfs.errors import F7tfsError, RateLimited, ServerError, StagingFailed, Unauthorized
+from f7tfs.transfers.attempt import Attempts, Superseded
+
+log = logging.getLogger("f7tfs.upload")
+LONGEST_PAUSE = 60.0
+UNCLASSIFIED_TRIES = 10
+
+
+class Uploads:
+    def __init__(
+        self,
+        spool: Spool,
+        attempts: Attempts,
+        nursery: trio.Nursery,
+        *,
+        delay: float,
+        hold: float,
+        parallel: int,
+    ) -> None:
+        self._spool = spool
+        self._attempts = attempts
+        self._nursery = nursery
+        self._delay = delay
+        self._hold = hold
+        self._limiter = trio.CapacityLimiter(parallel)
+        self._wake = trio.Event()
+
+    # What the tree tells.
+
+    def closed(self, entry: SpoolEntry, *, temporary: bool) -> None:
+        """The last writer let go of a journaled entry: it is owed from now on."""
+        now = trio.current_time()
+        if entry.is_gone:
+            return
+        entry.error = None
+        entry.attempts = 0
+        if temporary:
+            self._spool.move(entry, State.HELD)
+            entry.due = now + self._hold
+        else:
+            self._spool.move(entry, State.QUEUED)
+            entry.due = now + self._delay
+        self._poke()
+
+    def renamed(self, entry: SpoolEntry, *, temporary: bool) -> None:
+        """A dirty file has a new name: an editor's temporary becomes the file, or the other way."""
+        if entry.state in {State.HELD, State.QUEUED, State.STUCK}:
+            self.closed(entry, temporary=temporary)
+
+    async def discard(self, entry: SpoolEntry) -> None:
+        """Forget a dirty file that was unlinked before it was published."""
+        entry.version += 1  # an attempt under way publishes nothing
+        journaled = entry.journaled > 0
+        self._spool.unlink(entry)
+        if journaled:
+            await self._spool.drop_record(entry)
+        if entry.temporary is not None:
+            self._nursery.start_soon(self._attempts.abandon, entry)
+
+    def retry(self, entries: Collection[SpoolEntry] | None = None) -> int:
+        """Queue stuck files again, now; returns how many."""
+        chosen = [one for one in entries or self._spool if one.state is State.STUCK]
+        for entry in chosen:
+            self._requeue(entry, 0.0)
+            entry.attempts = 0
+        return len(chosen)
+
+    def hurry(self, entries: Collection[SpoolEntry]) -> None:
+        """No more delay for these: somebody waits."""
+        for entry in entries:
+            if entry.state is State.OPEN and entry.journaled == entry.generation:
+                self._spool.move(entry, State.QUEUED)
+            if entry.state in {State.QUEUED, State.HELD}:
+                self._spool.move(entry, State.QUEUED)
+                entry.due = trio.current_time()
+        self._poke()
+
+    async def settled(self, entries: Collection[SpoolEntry]) -> list[SpoolEntry]:
+        """Wait until each is on the cluster or stuck; returns the stuck ones."""
+        waiting = list(entries)
+        while True:
+            waiting = [one for one in waiting if not one.is_gone]
+            stuck = [one for one in waiting if one.state is State.STUCK]
+            if len(stuck) == len(waiting):
+                return stuck
+            await self._spool.changed.wait()
+
+    async def drain(self) -> list[SpoolEntry]:
+        """Everything that was closed, to the cluster now; returns what is stuck."""
+        owed = self._spool.owed()
+        self.hurry(owed)
+        return await self.settled(owed)
+
+    # Running.
+
+    async def run(self) -> None:
+        """Start due attempts for ever."""
+        for entry in self._spool:  # what an earlier daemon left is due at once
+            entry.due = trio.current_time() + (self._hold if entry.state is State.HELD else 0.0)
+        while True:
+            now, next_due = trio.current_time(), float("inf")
+            for entry in self._spool:
+                if entry.state not in {State.QUEUED, State.HELD}:
+                    continue
+                if entry.due > now:
+                    next_due = min(next_due, entry.due)
+                    continue
+                if entry.state is State.HELD:
+                    self._spool.move(entry, State.QUEUED)
+                self._spool.move(entry, State.UPLOADING)
+                self._nursery.start_soon(self._attempt, entry)
+            self._wake = trio.Event()
+            with trio.move_on_at(next_due):
+                await self._wake.wait()
+
+    def _poke(self) -> None:
+        self._wake.set()
+
+    async def _attempt(self, entry: SpoolEntry) -> None:
+        self._spool.use(entry)
+        try:
+            async with self._limiter:
+                if not entry.is_gone:
+                    await self._attempts.run(entry)
+            if entry.state is State.UPLOADING:  # written to while the last bytes were published
+                self._requeue(entry, self._delay)
+        except Superseded:
+            log.debug("%s changed during its upload", entry.path)
+            if entry.state is State.UPLOADING:
+                self._requeue(entry, self._delay)
+        except (F7tfsError, OSError) as error:
+            await self._failed(entry, error)
+        except Exception as error:
+            log.exception("upload of %s", entry.path)
+            await self._failed(entry, ServerError(f"internal error: {error!r}"))
+        finally:
+            self._spool.leave(entry)
+
+    async def _failed(self, entry: SpoolEntry, error: F7tfsError | OSError) -> None:
+        if entry.is_gone:
+            return
+        entry.attempts += 1
+        entry.error = str(error) or type(error).__name__
+        unclassified = isinstance(error, ServerError | StagingFailed)
+        again = (
+            (isinstance(error, F7tfsError) and error.transient)
+            or isinstance(error, Unauthorized)
+            or (unclassified and entry.attempts < UNCLASSIFIED_TRIES)
+        )
+        if entry.state is not State.UPLOADING:
+            return  # open again, or moved: closing queues it anew
+        if again:
+            pause = min(2.0 ** (entry.attempts - 1), LONGEST_PAUSE)
+            if isinstance(error, RateLimited) and error.retry_after is not None:
+                pause = max(pause, error.retry_after)
+            level = logging.WARNING if entry.attempts in {1, 5} else logging.INFO
+            log.log(level, "upload of %s: %s; again in %.0f s", entry.path, entry.error, pause)
+            self._requeue(entry, pause)
+        else:
+            log.error("upload of %s is stuck: %s", entry.path, entry.error)
+            self._spool.move(entry, State.STUCK)
+            await self._spool.save(entry)
+
+    def _requeue(self, entry: SpoolEntry, pause: float) -> None:
+        self._spool.move(entry, State.QUEUED)
+        entry.due = trio.current_time() + pause
+        self._poke()

@@ -1,0 +1,182 @@
+"""Our hidden working directory on the cluster, and the small archives that it takes.
+
+A tar is a list of instructions: extracting one gives what no call of the API offers — a symlink
+of any name and target, a hard link, a race-free rmdir (TAR.md). The archive needs a place: one
+directory per mount below the mount's root, or, where that cannot be made, the directory that is
+being worked on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import tarfile
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+import trio
+
+from f7tfs.api.port import Cluster, Route
+from f7tfs.catalog import HIDDEN_PREFIX, Catalog
+from f7tfs.content.journal import Journal, LitterRecord
+from f7tfs.errors import (
+    Exists,
+    F7tfsError,
+    NameNotSupported,
+    NotFound,
+    OutcomeUnknown,
+    PermissionDenied,
+    QuotaExceeded,
+    ReadOnly,
+)
+from f7tfs.model import Kind, RemotePath, is_within, join, name_of, parent_of
+
+log = logging.getLogger("f7tfs.workplace")
+
+
+def link_archive(name: str, target: str, *, hard: bool = False) -> bytes:
+    """A tar with one link member. Hard: `target` is relative to the extraction directory."""
+    member = tarfile.TarInfo(name)
+    member.type = tarfile.LNKTYPE if hard else tarfile.SYMTYPE
+    member.linkname = target
+    member.mode = 0o777
+    member.mtime = int(time.time())
+    buffer = io.BytesIO()
+    with tarfile.open(
+        fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape"
+    ) as archive:
+        archive.addfile(member)
+    return buffer.getvalue()
+
+
+class Workplace:
+    """Owns every name of our own making on the cluster; removes only those."""
+
+    def __init__(
+        self, cluster: Cluster, catalog: Catalog, journal: Journal, *, root: RemotePath, key: str
+    ) -> None:
+        self._cluster = cluster
+        self._catalog = catalog
+        self._journal = journal
+        self._mark = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
+        self._root = root
+        self._directory = join(root, f"{HIDDEN_PREFIX}{self._mark}")
+        self._usable: bool | None = None  # None: not tried yet
+        self._turn = trio.Lock()  # the archive's name is used by one at a time
+
+    def temporary_for(self, path: RemotePath) -> RemotePath:
+        """A unique hidden name beside `path`, short whatever the name's length."""
+        return join(parent_of(path), f"{HIDDEN_PREFIX}{self._mark}-{uuid.uuid4().hex[:12]}")
+
+    async def extract(self, archive: bytes, directory: RemotePath) -> None:
+        """Bring a small archive and extract it into `directory`. A failure says nothing certain
+        about what was extracted (v1 FACTS §2: 502 for a refused member): callers look."""
+        async with self._turn:
+            place = join(await self._place(directory), f"{HIDDEN_PREFIX}{self._mark}.tar")
+            if parent_of(place) != self._directory:
+                await self._journal.write(LitterRecord(id=place))
+            try:
+                await self._cluster.upload(place, archive)
+            except OutcomeUnknown:
+                await self._cluster.upload(place, archive)  # our own name, in place: harmless
+            try:
+                await self._cluster.extract(place, directory)
+            finally:
+                if parent_of(place) != self._directory:
+                    with trio.CancelScope(shield=True):
+                        await self.remove_litter(place)
+
+    async def _place(self, directory: RemotePath) -> RemotePath:
+        """Where the archive lies: our own directory if it can be made, else `directory`."""
+        if self._usable is None:
+            try:
+                await self._cluster.make_directory(self._directory)
+            except Exists:
+                self._usable = True
+            except (PermissionDenied, ReadOnly, QuotaExceeded, NameNotSupported, NotFound) as error:
+                log.info("no working directory at %s: %s", self._directory, error)
+                self._usable = False
+            else:
+                self._usable = True
+        return self._directory if self._usable else directory
+
+    @contextlib.asynccontextmanager
+    async def reaching(self, path: RemotePath, route: Route) -> AsyncIterator[RemotePath]:
+        """`path` itself if `route` carries it, else a symlink with a safe name that leads there
+        (TAR.md), removed afterwards."""
+        if self._cluster.carries(path, route):
+            yield path
+            return
+        alias = await self._alias(path)
+        try:
+            yield alias
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.remove_litter(alias)
+
+    async def _alias(self, path: RemotePath) -> RemotePath:
+        place = await self._place(parent_of(path))
+        link = join(place, f"{HIDDEN_PREFIX}{self._mark}-{uuid.uuid4().hex[:12]}")
+        await self._journal.write(LitterRecord(id=link))
+        if self._cluster.carries(path, Route.COMMAND):
+            await self._cluster.symlink(path, link)
+        else:
+            await self.extract(link_archive(name_of(link), path), place)
+        return link
+
+    async def remove_litter(self, path: RemotePath, *, marker: str | None = None) -> bool:
+        """Remove a regular file or symlink of our own making; True once it is certainly gone. Its
+        record stays in the journal until then. With `marker`: only a symlink that leads there."""
+        try:
+            stat = await self._cluster.stat(path)
+            ours = stat.kind in {Kind.FILE, Kind.SYMLINK}
+            if marker is not None:
+                ours = stat.kind is Kind.SYMLINK and await self._cluster.read_link(path) == marker
+            if ours:
+                await self._cluster.remove(path)
+            else:
+                log.warning("%s is not what we made there; it is left alone", path)
+        except NotFound:
+            pass
+        except F7tfsError as error:
+            log.info("%s is removed later: %s", path, error)
+            return False
+        await self.forget_litter(path)
+        return True
+
+    async def forget_litter(self, path: RemotePath) -> None:
+        await self._journal.write(drop=((LitterRecord, path),))
+
+    async def sweep(self, *, busy: frozenset[RemotePath] = frozenset()) -> None:
+        """Remove what an earlier daemon or an abandoned attempt left. An abandoned v1 upload
+        heals and makes its file again until the form expires (v1 FACTS §6): such records stay."""
+        for record in self._journal.load(LitterRecord):
+            path = RemotePath(record.id)
+            if path in busy:
+                continue
+            gone = await self.remove_litter(path, marker=record.marker)
+            if gone and record.until > time.time():
+                await self._journal.write(record)
+
+    async def close(self) -> None:
+        """At unmount: remove the working directory, if it holds nothing but our archive."""
+        if not self._usable:
+            return
+        try:
+            names = {one.name for one in await self._cluster.list_directory(self._directory)}
+            for name in names:
+                if name.startswith(f"{HIDDEN_PREFIX}{self._mark}"):
+                    await self._cluster.remove(join(self._directory, name))
+                    names = names - {name}
+            if not names:
+                await self._cluster.remove(self._directory)
+        except F7tfsError as error:
+            log.info("the working directory %s stays: %s", self._directory, error)
+
+    def is_ours(self, path: RemotePath) -> bool:
+        return name_of(path).startswith(f"{HIDDEN_PREFIX}{self._mark}") or is_within(
+            path, self._directory
+        )
