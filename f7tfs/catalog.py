@@ -132,6 +132,9 @@ class Catalog:
             self._refine(path, stat)
         return stat
 
+    async def read_link(self, path: RemotePath) -> str:
+        return await self._cluster.read_link(path)
+
     def peek(self, path: RemotePath) -> Attributes | None:
         """What is known without asking, however old."""
         listing = self._listings.get(parent_of(path))

@@ -220,6 +220,12 @@ class NoLocalSpace(F7tfsError):
     errno = errno.ENOSPC
 
 
+class Busy(F7tfsError):
+    """Another daemon holds what this one needs (the journal of a remote path)."""
+
+    errno = errno.EBUSY
+
+
 class JournalDamaged(F7tfsError):
     """The journal cannot be read; it was set aside whole."""
 

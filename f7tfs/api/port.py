@@ -8,7 +8,7 @@ route does not carry: `NameNotSupported` is raised before anything is sent.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -96,6 +96,11 @@ class Cluster(Protocol):
 
     @property
     def system(self) -> str: ...
+
+    @property
+    def calls(self) -> Mapping[str, int]:
+        """How often each endpoint was asked since the start."""
+        ...
 
     def carries(self, path: RemotePath, route: Route) -> bool:
         """Whether `route` carries this path safely. Pure; costs nothing."""
@@ -190,19 +195,4 @@ class Cluster(Protocol):
 
     async def cancel(self, job_id: str) -> None:
         """Success also when the job is already over. PermissionDenied for somebody else's."""
-        ...
-
-
-class Storage(Protocol):
-    """The staging area, spoken to with presigned links only (never a bearer token)."""
-
-    async def fetch(self, link: str, sink: Callable[[bytes], None], *, start: int = 0) -> int:
-        """Stream an object from `start` on into `sink`; returns the object's whole size in bytes.
-        Raises LinkExpired (403, 404) or a transient error; what the sink got stays valid."""
-        ...
-
-    async def send_form(
-        self, form: UploadForm, fd: int, size: int, progress: Callable[[int], None]
-    ) -> None:
-        """Send the first `size` bytes of a local file; `progress` is told bytes sent so far."""
         ...

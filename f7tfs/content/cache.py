@@ -10,7 +10,6 @@ Losing the cache costs time, never data: nothing here is fsynced.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import uuid
@@ -183,6 +182,14 @@ class Cache:
             if content.is_complete:
                 self.finish(content, racy=content.is_racy)
 
+    def touch(self, path: RemotePath, fingerprint: Fingerprint) -> None:
+        """Our own chmod or rename changed the file's ctime, not its content."""
+        content = self._files.get(path)
+        if content is not None and content.fingerprint.agrees(fingerprint, ignore_ctime=True):
+            content.fingerprint = fingerprint
+            if content.is_complete:
+                self.finish(content, racy=content.is_racy)
+
     def make_room(self, size: int) -> None:
         """Evict the least recently used until `size` more bytes fit. Raises NoLocalSpace."""
         used = self.used
@@ -262,8 +269,3 @@ def _close(content: CacheFile) -> None:
     if content.fd >= 0:
         os.close(content.fd)
         content.fd = -1
-
-
-def directory_for(root: Path, key: str) -> Path:
-    """Where the cache or the journal of one (URL, system, user, path) lives below `root`."""
-    return root / hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=10).hexdigest()

@@ -15,13 +15,13 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import msgspec
 import trio
 
 from f7tfs.content.disk import sync_directory
-from f7tfs.errors import JournalDamaged
+from f7tfs.errors import Busy, JournalDamaged
 from f7tfs.model import Fingerprint
 
 log = logging.getLogger("f7tfs.journal")
@@ -92,11 +92,12 @@ class TimesRecord(Record, frozen=True):
 
 class SubmitRecord(Record, frozen=True):
     """One drop into jobs/. `id` is the tag that the scheduler sees; the script is in the spool
-    under it. `state`: held, sending, submitted, unknown, refused."""
+    under it. It is `held` until its inputs are on the cluster and the API answers; `sending` is
+    written before the call, so a crash during it is found as `unknown`."""
 
     kind = "submit"
     name: str
-    state: str
+    state: Literal["held", "sending", "submitted", "unknown", "refused"]
     created: float
     uploads: tuple[str, ...] = ()
     job_id: str = ""
@@ -110,8 +111,8 @@ class Journal:
     """`load` is crash recovery, `write` is durability; nothing else touches the database."""
 
     def __init__(self, directory: Path, key: str) -> None:
-        """Open or create. Raises JournalDamaged if somebody else holds it (BlockingIOError) or it
-        belongs to another (URL, system, user, path)."""
+        """Open or create. Raises Busy if another daemon holds it. One that cannot be read, or that
+        belongs to another (URL, system, user, path), is set aside."""
         self._directory = directory
         self._path = directory / "journal.sqlite"
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -120,7 +121,7 @@ class Journal:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock_fd)
-            raise
+            raise Busy("another f7tfs daemon holds the journal of this remote path") from None
         self.set_aside: Path | None = None
         try:
             self._database = self._open(key)

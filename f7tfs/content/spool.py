@@ -172,15 +172,12 @@ class Spool:
 
     # Making and changing.
 
-    def create(self, path: RemotePath, *, base: Fingerprint | None, permissions: int) -> SpoolEntry:
-        """A new, empty dirty file at `path`, which must have none. Raises NoLocalSpace."""
-        assert path not in self._by_path, f"{path} is dirty already"
+    def new(self, path: RemotePath, *, base: Fingerprint | None, permissions: int) -> SpoolEntry:
+        """A new, empty dirty file that nobody finds until `enter`. Raises NoLocalSpace."""
         self.reserve(0)
         entry_id = uuid.uuid4().hex
-        fd = os.open(
-            self._unclosed(entry_id), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-        )
-        entry = SpoolEntry(
+        fd = os.open(self._unclosed(entry_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return SpoolEntry(
             entry_id,
             path,
             fd,
@@ -189,9 +186,12 @@ class Spool:
             mtime_ns=time.time_ns(),
             created=time.time(),
         )
-        self._by_path[path] = entry
-        self._by_id[entry_id] = entry
-        return entry
+
+    def enter(self, entry: SpoolEntry) -> None:
+        """From now on the entry is what its path means; there must be no other."""
+        assert entry.path not in self._by_path, f"{entry.path} is dirty already"
+        self._by_path[entry.path] = entry
+        self._by_id[entry.id] = entry
 
     def file_of(self, entry_id: str) -> Path:
         """Where the bytes of a journaled entry are. Before its first commit the file has another
@@ -260,7 +260,8 @@ class Spool:
         if self._by_path.get(entry.path) is entry:
             del self._by_path[entry.path]
         self._by_id.pop(entry.id, None)
-        self.move(entry, State.GONE)
+        if not entry.is_gone:
+            self.move(entry, State.GONE)
         self._close_if_unused(entry)
 
     async def drop_record(self, entry: SpoolEntry) -> None:

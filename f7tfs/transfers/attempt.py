@@ -15,7 +15,8 @@ import logging
 import os
 import time
 
-from f7tfs.api.port import Cluster, Phase, Progress, Storage, Ticket
+from f7tfs.api.port import Cluster, Phase, Progress, Ticket
+from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
 from f7tfs.content.cache import Cache
 from f7tfs.content.disk import Disk, sha256_of
@@ -48,7 +49,7 @@ class Attempts:
     def __init__(
         self,
         cluster: Cluster,
-        storage: Storage,
+        storage: StagingArea,
         catalog: Catalog,
         namespace: Namespace,
         workplace: Workplace,
@@ -162,7 +163,10 @@ class Attempts:
                     raise StagingFailed(f"{entry.path}: the server gave no form")
                 try:
                     await self._storage.send_form(
-                        progress.form, entry.fd, size, lambda sent: _note_sent(entry, sent)
+                        progress.form,
+                        entry.fd,
+                        size,
+                        on_progress=lambda sent: _note_sent(entry, sent),
                     )
                 except LinkExpired:
                     entry.ticket = None  # the next attempt asks for a new form

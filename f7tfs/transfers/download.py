@@ -11,11 +11,12 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import trio
 
-from f7tfs.api.port import Cluster, Phase, Progress, Route, Storage, Ticket
+from f7tfs.api.port import Cluster, Phase, Progress, Route, Ticket
+from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
 from f7tfs.content.cache import RACY, Cache, CacheFile
 from f7tfs.errors import (
@@ -77,7 +78,7 @@ class Downloads:
     def __init__(
         self,
         cluster: Cluster,
-        storage: Storage,
+        storage: StagingArea,
         catalog: Catalog,
         cache: Cache,
         workplace: Workplace,
@@ -128,6 +129,15 @@ class Downloads:
             if content.failure is not None:
                 raise content.failure.again()
             await content.grown.wait()
+
+    @contextlib.asynccontextmanager
+    async def complete(self, path: RemotePath, attributes: Attributes) -> AsyncIterator[int]:
+        """A descriptor of the complete content, for as long as the block runs."""
+        content = await self.whole(path, attributes)
+        try:
+            yield content.fd
+        finally:
+            self._cache.unpin(content)
 
     async def whole(self, path: RemotePath, attributes: Attributes) -> CacheFile:
         """The complete content, pinned; the caller unpins."""
@@ -229,9 +239,10 @@ class Downloads:
         while True:
             before = content.filled
             try:
-                return await self._storage.fetch(
+                fetched = await self._storage.fetch(
                     link, lambda chunk: _append(content, chunk), start=content.filled
                 )
+                return content.filled if fetched.total_size is None else fetched.total_size
             except LinkExpired:
                 raise
             except F7tfsError as error:

@@ -15,7 +15,7 @@ import trio
 
 from f7tfs.catalog import Catalog
 from f7tfs.content.journal import Journal, RemovalRecord
-from f7tfs.content.spool import Spool
+from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.errors import F7tfsError, NotEmpty, NotFound
 from f7tfs.model import Fingerprint, Kind, RemotePath, is_within, name_of, parent_of
 from f7tfs.transfers.namespace import Namespace
@@ -57,9 +57,14 @@ class Removals:
     def within(self, directory: RemotePath) -> Iterator[RemovalRecord]:
         return (one for path, one in list(self._records.items()) if is_within(path, directory))
 
-    async def remove_file(self, path: RemotePath) -> None:
-        """unlink(2) of something that exists on the cluster: now, or behind what is owed."""
-        owed = tuple(entry.id for entry in self._spool.owed())
+    async def remove_file(self, path: RemotePath, *, besides: SpoolEntry | None = None) -> None:
+        """unlink(2) of something that exists on the cluster: now, or behind what is owed
+        (`besides` the dirty file of this very name)."""
+        owed = tuple(
+            entry.id
+            for entry in self._spool.owed()
+            if entry is not besides and entry.state is not State.STUCK
+        )
         if not owed and not self._records:
             await self._namespace.remove_file(path)
             return

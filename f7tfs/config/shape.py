@@ -1,10 +1,8 @@
-"""The frozen configuration of one mount. Built whole at start from TOML, environment and flags.
-
-Times in seconds, sizes in bytes.
-"""
+"""The structs of the configuration. Times in seconds, sizes in bytes."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -82,3 +80,23 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     log_level: str = "info"
     jobs: JobsOptions = JobsOptions()
+
+    @property
+    def cluster_key(self) -> str:
+        """Names what belongs to one system behind one URL."""
+        return _digest(self.url, self.system)
+
+    @property
+    def cluster_cache(self) -> Path:
+        """Where clean content of this cluster is kept; shared by its mounts."""
+        return self.cache_directory / self.cluster_key
+
+    def journal_directory(self, remote_user: str) -> Path:
+        """Where spool and journal live: keyed by URL, system, remote user and remote path, and
+        never by the mountpoint, so that a mount elsewhere finds what an earlier one left."""
+        return self.state_directory / self.cluster_key / _digest(remote_user, self.remote_path)
+
+
+def _digest(*parts: str) -> str:
+    whole = "\0".join(parts).encode(errors="surrogateescape")
+    return hashlib.sha256(whole).hexdigest()[:20]

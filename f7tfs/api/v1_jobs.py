@@ -1,0 +1,228 @@
+"""Jobs over v1: every call is a task to be followed (v1 FACTS §9)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from f7tfs.api.tasks import Task, TaskBoard
+from f7tfs.api.v1_calls import Calls, require, task_id_of
+from f7tfs.api.v1_errors import error_of_text
+from f7tfs.api.v1_names import carries_text
+from f7tfs.errors import (
+    F7tfsError,
+    InvalidArgument,
+    OutcomeUnknown,
+    PermissionDenied,
+    QuotaExceeded,
+    Rejected,
+    ServerError,
+    Stalled,
+    Unauthorized,
+    Unreachable,
+)
+from f7tfs.model import Job, JobState, Submitted
+
+_JOB_ID = re.compile(r"(\d+)(?:[_+.]\S*)?")
+_NO_VALUE = {"", "N/A", "Unknown", "None assigned", "Not available", "None", "(null)", "(None)"}
+_OVER = re.compile(r"already completing or completed|Invalid job id specified", re.IGNORECASE)
+_MAY_BE_SUBMITTED = re.compile(r"Socket timed out|Zero Bytes were transmitted", re.IGNORECASE)
+_NOT_SUBMITTED = re.compile(r"Unable to contact slurm controller", re.IGNORECASE)
+_SENTENCES = re.compile(r"(?<=\S)(?=sbatch: )")
+
+
+class Jobs:
+    """`task_timeout`: seconds within which the task of a job call must be over."""
+
+    def __init__(self, calls: Calls, tasks: TaskBoard, *, task_timeout: float = 60.0) -> None:
+        self._calls = calls
+        self._tasks = tasks
+        self._task_timeout = task_timeout
+
+    async def submit(self, script: bytes, file_name: str, account: str | None) -> Submitted:
+        what = f"submit {file_name}"
+        require(carries_text(file_name) and "/" not in file_name, file_name)
+        form = None
+        if account is not None:
+            if not carries_text(account):
+                raise InvalidArgument(f"not an account: {account!r}")
+            form = {"account": account}
+        try:
+            answer = await self._calls.act(
+                "POST",
+                "/compute/jobs/upload",
+                what,
+                form=form,
+                files={"file": (file_name, script)},
+            )
+        except ServerError as error:
+            # A worker that dies answers 500 for it, whatever it had done by then.
+            raise OutcomeUnknown(str(error)) from error
+        task = await self._finished(answer, what, changes=True)
+        if not task.succeeded:
+            raise refusal_of(task, what)
+        data = task.data if isinstance(task.data, dict) else {}
+        job_id = _said(data.get("jobid"))
+        if not job_id:
+            raise OutcomeUnknown(f"{what}: the server named no job")
+        return Submitted(
+            job_id=job_id,
+            script_path=_said(data.get("job_file")),
+            stdout_path=_said(data.get("job_file_out")),
+            stderr_path=_said(data.get("job_file_err")),
+        )
+
+    async def active(self, ids: Sequence[str] | None) -> list[Job]:
+        """Jobs that squeue shows. One id that it does not know fails a query by several ids, so
+        they are then looked for among all of the user's."""
+        if ids is not None and not ids:
+            return []
+        what = "list jobs"
+        wanted = None if ids is None else [base_of(job_id) for job_id in ids]
+        answer = await self._calls.ask("/compute/jobs", _query(wanted), what)
+        task = await self._finished(answer, what, changes=False)
+        if task.succeeded:
+            return active_jobs(task.data)
+        if wanted is None or not _OVER.search(task.text):
+            raise _failure(task, what)
+        if len(wanted) == 1:
+            return []
+        return [job for job in await self.active(None) if base_of(job.id) in wanted]
+
+    async def accounted(self, ids: Sequence[str] | None) -> list[Job]:
+        if ids is not None and not ids:
+            return []
+        what = "ask the accounting"
+        wanted = None if ids is None else [base_of(job_id) for job_id in ids]
+        answer = await self._calls.ask("/compute/acct", _query(wanted), what)
+        task = await self._finished(answer, what, changes=False)
+        if not task.succeeded:
+            raise _failure(task, what)
+        return accounted_jobs(task.data)
+
+    async def cancel(self, job_id: str) -> None:
+        what = f"cancel job {job_id}"
+        number = base_of(job_id)
+        answer = await self._calls.act(
+            "DELETE", f"/compute/jobs/{number}", what, endpoint="/compute/jobs/{id}"
+        )
+        task = await self._finished(answer, what, changes=True)
+        if task.succeeded or _OVER.search(task.text):
+            return
+        if "permission" in task.text.lower():
+            raise PermissionDenied(f"{what}: {task.text}")
+        raise _failure(task, what, changes=True)
+
+    async def _finished(self, answer: dict[str, Any], what: str, *, changes: bool) -> Task:
+        return await self._tasks.outcome(
+            task_id_of(answer, what),
+            timeout=self._task_timeout,
+            unfinished=OutcomeUnknown if changes else Stalled,
+        )
+
+
+def base_of(job_id: str) -> str:
+    """The number of a job, without array indices. Raises InvalidArgument."""
+    found = _JOB_ID.fullmatch(job_id)
+    if found is None:
+        raise InvalidArgument(f"not a job id: {job_id!r}")
+    return found[1]
+
+
+def refusal_of(task: Task, what: str) -> F7tfsError:
+    """Why a submission failed: Rejected with the scheduler's words, unless the text says that it
+    never came that far, or that a job may exist all the same."""
+    text = task.text
+    if _MAY_BE_SUBMITTED.search(text):
+        return OutcomeUnknown(f"{what}: {text}")
+    if _NOT_SUBMITTED.search(text):
+        return Unreachable(f"{what}: {text}")
+    found = error_of_text(text, what, changes=True)
+    if isinstance(found, (OutcomeUnknown, Unreachable, Unauthorized, QuotaExceeded)):
+        return found
+    return Rejected(_SENTENCES.sub("\n", text))
+
+
+def _failure(task: Task, what: str, *, changes: bool = False) -> F7tfsError:
+    found = error_of_text(task.text, what, changes=changes)
+    return found or ServerError(f"{what}: {task.text}")
+
+
+def _query(ids: Sequence[str] | None) -> dict[str, str]:
+    return {} if ids is None else {"jobs": ",".join(dict.fromkeys(ids))}
+
+
+def active_jobs(data: Any) -> list[Job]:
+    """From the data of GET /compute/jobs: {"0": {…}, "1": {…}}."""
+    return [
+        Job(
+            id=_said(row.get("jobid")),
+            name=_said(row.get("name")),
+            state=JobState.parse(_said(row.get("state"))),
+            state_text=_said(row.get("state")),
+            reason=_reason_in(_said(row.get("nodelist"))),
+            user=_said(row.get("user")),
+            partition=_said(row.get("partition")),
+            nodes=_said(row.get("nodes")),
+            node_list="" if _reason_in(row.get("nodelist")) else _said(row.get("nodelist")),
+            started=_timestamp(row.get("time"), row.get("start_time")),
+            elapsed=_duration(row.get("start_time"), row.get("time")),
+            script_path=_said(row.get("job_file")),
+            stdout_path=_said(row.get("job_file_out")),
+            stderr_path=_said(row.get("job_file_err")),
+        )
+        for row in _rows(data)
+    ]
+
+
+def accounted_jobs(data: Any) -> list[Job]:
+    """From the data of GET /compute/acct: a list, or {}. A row that slurmdbd has not completed yet
+    ("allocation" of root without a partition) keeps what is right in it."""
+    found = []
+    for row in _rows(data):
+        provisional = row.get("name") == "allocation" and not row.get("partition")
+        found.append(
+            Job(
+                id=_said(row.get("jobid")),
+                name="" if provisional else _said(row.get("name")),
+                state=JobState.parse(_said(row.get("state"))),
+                state_text=_said(row.get("state")),
+                user="" if provisional else _said(row.get("user")),
+                partition=_said(row.get("partition")),
+                nodes=_said(row.get("nodes")),
+                node_list=_said(row.get("nodelist")),
+                exit_code=_said(row.get("exit_code")),
+                started=_said(row.get("start_time")),
+                ended=_said(row.get("termination_time") or row.get("time_left")),
+                elapsed=_said(row.get("elapsed_time")),
+            )
+        )
+    return found
+
+
+def _rows(data: Any) -> Iterable[dict[str, Any]]:
+    rows = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return [row for row in rows if isinstance(row, dict) and row.get("jobid")]
+
+
+def _said(value: object) -> str:
+    """A field's text; "" for the many ways in which Slurm says nothing."""
+    text = "" if value is None else str(value).strip()
+    return "" if text in _NO_VALUE else text
+
+
+def _reason_in(node_list: object) -> str:
+    """A pending job has its reason, in parentheses, where the nodes would be."""
+    text = _said(node_list)
+    return text[1:-1] if text.startswith("(") and text.endswith(")") else ""
+
+
+def _timestamp(*candidates: object) -> str:
+    """1.16 has the start in `time` and the elapsed time in `start_time`; told by their looks, so
+    that a server that mends it is understood too."""
+    return next((text for text in map(_said, candidates) if "T" in text), "")
+
+
+def _duration(*candidates: object) -> str:
+    return next((text for text in map(_said, candidates) if ":" in text and "T" not in text), "")

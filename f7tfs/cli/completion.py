@@ -1,0 +1,24 @@
+"""What the shell completes beyond options."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import CompletionItem
+
+from f7tfs.cli import mounts
+
+
+class _Mountpoint(click.Path):
+    """A path; completes to the f7tfs mounts, found without asking their daemons."""
+
+    name = "mountpoint"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        places = [mount.mountpoint for mount in mounts.all_mounts() if mount.looks_ours]
+        found = [CompletionItem(place) for place in places if place.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="dir")]
+
+
+MOUNTPOINT = _Mountpoint()

@@ -1,0 +1,143 @@
+"""What the mount is doing, as one dictionary: `.f7tfs/status.json`, and its readings for people
+and for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from f7tfs.content.cache import Cache
+from f7tfs.content.spool import Spool, State
+from f7tfs.transfers.download import Downloads
+from f7tfs.transfers.removal import Removals
+from f7tfs.transfers.submit import Submissions
+
+_WORDS = {State.OPEN: "dirty", State.QUEUED: "pending"}
+
+
+class Report:
+    """Collects; changes nothing."""
+
+    def __init__(
+        self,
+        about: Mapping[str, Any],
+        spool: Spool,
+        cache: Cache,
+        downloads: Downloads,
+        removals: Removals,
+        submissions: Submissions,
+        calls: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self._about = dict(about)
+        self._spool = spool
+        self._cache = cache
+        self._downloads = downloads
+        self._removals = removals
+        self._submissions = submissions
+        self._calls = calls
+
+    def build(self) -> dict[str, Any]:
+        calls = dict(self._calls())
+        return {
+            "mount": self._about,
+            "uploads": self._uploads(),
+            "removals": {"pending": len(self._removals)},
+            "transfers": self.transfers(),
+            "jobs": self._jobs(),
+            "cache": {
+                "bytes": self._cache.used,
+                "files": len(self._cache),
+                "limit": self._cache.limit,
+            },
+            "api": {"calls": calls, "total": sum(calls.values())},
+        }
+
+    def _uploads(self) -> dict[str, Any]:
+        items = [
+            {
+                "path": entry.path,
+                "state": _WORDS.get(entry.state, entry.state.value),
+                "size": entry.size,
+                "sent": entry.sent if entry.state is State.UPLOADING else 0,
+                "error": entry.error,
+                "since": entry.created,
+            }
+            for entry in self._spool
+        ]
+        owed = [item for item in items if item["state"] in {"pending", "uploading"}]
+        return {
+            "pending": len(owed),
+            "bytes": sum(item["size"] for item in owed),
+            "stuck": sum(item["state"] == "stuck" for item in items),
+            "held": sum(item["state"] == "held" for item in items),
+            "open": sum(item["state"] == "dirty" for item in items),
+            "items": items,
+        }
+
+    def transfers(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "path": flight.content.path,
+                "direction": "download",
+                "state": flight.state,
+                "size": flight.content.size,
+                "done": flight.content.filled,
+                "since": flight.since,
+            }
+            for flight in self._downloads.flights
+        ]
+
+    def _jobs(self) -> dict[str, Any]:
+        drops = self._submissions.all()
+        return {
+            "dropped": [
+                {"name": one.name, "state": one.state, "id": one.job_id, "error": one.error}
+                for one in drops
+            ],
+            "held": sum(one.state == "held" for one in drops),
+            "unknown": sum(one.state == "unknown" for one in drops),
+        }
+
+    def text(self) -> str:
+        """For people: `cat .f7tfs/status`."""
+        report = self.build()
+        about, uploads = report["mount"], report["uploads"]
+        lines = [
+            f"{about['system']}:{about['remote_path']} on {about['mountpoint']}"
+            f" (FirecREST {about['dialect']}, pid {about['pid']},"
+            f" up {time.time() - about['since']:.0f} s)",
+            f"uploads: {uploads['pending']} pending ({uploads['bytes']} bytes),"
+            f" {uploads['stuck']} stuck, {uploads['held']} held, {uploads['open']} open",
+            f"removals: {report['removals']['pending']} pending",
+            f"downloads: {len(report['transfers'])} under way",
+            f"cache: {report['cache']['files']} files, {report['cache']['bytes']} bytes",
+            f"api: {report['api']['total']} calls",
+        ]
+        for item in uploads["items"]:
+            if item["error"]:
+                lines.append(f"{item['state']}: {item['path']}: {item['error']}")
+        for drop in report["jobs"]["dropped"]:
+            if drop["state"] != "submitted":
+                lines.append(f"job {drop['name']}: {drop['state']}: {drop['error']}")
+        return "\n".join(lines) + "\n"
+
+    def metrics(self) -> str:
+        """Prometheus text format."""
+        report = self.build()
+        uploads = report["uploads"]
+        values = {
+            "f7tfs_uploads_pending": uploads["pending"],
+            "f7tfs_uploads_pending_bytes": uploads["bytes"],
+            "f7tfs_uploads_stuck": uploads["stuck"],
+            "f7tfs_uploads_held": uploads["held"],
+            "f7tfs_removals_pending": report["removals"]["pending"],
+            "f7tfs_downloads": len(report["transfers"]),
+            "f7tfs_cache_bytes": report["cache"]["bytes"],
+            "f7tfs_cache_files": report["cache"]["files"],
+        }
+        lines = [f"# TYPE {name} gauge\n{name} {value}" for name, value in values.items()]
+        lines.append("# TYPE f7tfs_api_calls_total counter")
+        for call, count in sorted(report["api"]["calls"].items()):
+            lines.append(f'f7tfs_api_calls_total{{call="{call}"}} {count}')
+        return "\n".join(lines) + "\n"

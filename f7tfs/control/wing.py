@@ -1,0 +1,112 @@
+"""`.f7tfs/`: the mount's own state to read, and its levers to write. Not listed at the root.
+
+Writing to `flush` waits until everything is on the cluster and fails with EIO if something is
+stuck; `refresh` takes a path below the mount and drops its cached metadata; `retry` queues what is
+stuck again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable
+
+from f7tfs.control.report import Report
+from f7tfs.errors import IsADirectory, NotFound, NotPermitted
+from f7tfs.model import Kind
+from f7tfs.tree.nodes import Node
+from f7tfs.tree.waiting import interruptible
+from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, ReadOnlyText, Wing, wants_writing
+
+OUTSIDE = "outside"  # where symlinks that leave the mount lead
+NAME = ".f7tfs"
+
+
+class ControlWing(Wing):
+    def __init__(
+        self,
+        report: Report,
+        *,
+        log: Callable[[], list[str]],
+        levers: dict[str, Callable[[str], Awaitable[None]]],
+    ) -> None:
+        self._texts: dict[str, Callable[[], str]] = {
+            "status": report.text,
+            "status.json": lambda: json.dumps(report.build()) + "\n",
+            "transfers.json": lambda: json.dumps(report.transfers()) + "\n",
+            "metrics": report.metrics,
+            "log": lambda: "".join(f"{line}\n" for line in log()),
+        }
+        self._levers = levers
+        self._uid, self._gid = os.getuid(), os.getgid()
+
+    async def look(self, node: Node) -> Look:
+        parts = node.parts()
+        return self._look_of(parts[1] if len(parts) > 1 else "")
+
+    async def lookup(self, parent: Node, name: str) -> Look:
+        parts = parent.parts()
+        if len(parts) > 1:
+            raise NotPermitted("this symlink leads out of the mount; on this machine it is nothing")
+        return self._look_of(name)
+
+    def _look_of(self, name: str) -> Look:
+        if name in {"", OUTSIDE}:
+            return self._shown(Kind.DIRECTORY, 0o555, 0)
+        if name in self._texts:
+            return self._shown(Kind.FILE, 0o444, len(self._texts[name]().encode()))
+        if name in self._levers:
+            return self._shown(Kind.FILE, 0o200, 0)
+        raise NotFound(name)
+
+    def _shown(self, kind: Kind, permissions: int, size: int) -> Look:
+        return Look(kind, permissions, size, time.time_ns(), self._uid, self._gid, timeout=0.0)
+
+    async def entries(self, node: Node) -> list[tuple[str, Look]]:
+        if len(node.parts()) > 1:
+            return []
+        return [(name, self._look_of(name)) for name in (*self._texts, *self._levers)]
+
+    async def open(self, node: Node, flags: int, caller: Caller) -> OpenFile:
+        name = node.parts()[-1]
+        if name in self._texts and not wants_writing(flags):
+            return ReadOnlyText(self._texts[name]().encode())
+        if name in self._levers and wants_writing(flags):
+            return _Lever(self._levers[name], caller)
+        if name == OUTSIDE:
+            raise IsADirectory(name)
+        raise NotPermitted(f"{name} cannot be opened so")
+
+    async def change(self, node: Node, changes: Changes, handle: OpenFile | None) -> Look:
+        """`echo > lever` truncates first; nothing to truncate."""
+        if changes.size != 0 or node.parts()[-1] not in self._levers:
+            raise NotPermitted("the mount's own files have fixed attributes")
+        return await self.look(node)
+
+
+class _Lever:
+    """Each write pulls once, with the text that was written."""
+
+    is_direct = True
+
+    def __init__(self, pull: Callable[[str], Awaitable[None]], caller: Caller) -> None:
+        self._pull = pull
+        self._pid = caller.pid
+
+    async def read(self, offset: int, size: int) -> bytes:
+        raise NotPermitted("a lever is written, not read")
+
+    async def write(self, offset: int, data: bytes) -> int:
+        text = data.decode(errors="surrogateescape").strip()
+        await interruptible(self._pid, lambda: self._pull(text))
+        return len(data)
+
+    async def flush(self, caller: Caller) -> None:
+        pass
+
+    async def sync(self) -> None:
+        pass
+
+    async def release(self) -> None:
+        pass

@@ -1,0 +1,309 @@
+"""The composition root: builds one mount bottom-up, serves it, and takes it down again.
+
+The only place that constructs across floors. The kernel's door opens last and closes first; what
+is not on the cluster by then is in the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+import trio
+
+from f7tfs import __version__
+from f7tfs.api.connect import open_cluster, token_source
+from f7tfs.api.port import Cluster
+from f7tfs.api.staging import StagingArea
+from f7tfs.catalog import Catalog
+from f7tfs.config import Config
+from f7tfs.content.cache import Cache
+from f7tfs.content.disk import Disk
+from f7tfs.content.journal import Journal
+from f7tfs.content.spool import Spool, SpoolEntry
+from f7tfs.content.times import Times
+from f7tfs.control.report import Report
+from f7tfs.control.wing import NAME as CONTROL
+from f7tfs.control.wing import ControlWing
+from f7tfs.errors import NotADirectory, ServerError
+from f7tfs.jobs.board import JobBoard
+from f7tfs.jobs.wing import JobsWing
+from f7tfs.model import Identity, Kind, RemotePath, join, remote_path
+from f7tfs.operations import Door, Operations
+from f7tfs.service import recent_lines, sd_notify
+from f7tfs.transfers.attempt import Attempts
+from f7tfs.transfers.download import Downloads
+from f7tfs.transfers.namespace import Namespace
+from f7tfs.transfers.removal import Removals
+from f7tfs.transfers.submit import Submissions
+from f7tfs.transfers.upload import Uploads
+from f7tfs.transfers.workplace import Workplace
+from f7tfs.tree.handles import Floors
+from f7tfs.tree.remote import RemoteWing
+from f7tfs.tree.tree import Tree
+from f7tfs.tree.wing import Wing
+from f7tfs.zone import ClusterZone
+
+log = logging.getLogger("f7tfs.mount")
+
+
+class Mounted:
+    """Everything that one mount consists of, without its kernel door."""
+
+    tree: Tree
+
+    def __init__(self, spool: Spool, cache: Cache, uploads: Uploads, removals: Removals) -> None:
+        self.spool = spool
+        self.cache = cache
+        self.uploads = uploads
+        self.removals = removals
+
+    async def everything_there(self) -> None:
+        """Wait until all that was closed is on the cluster. Raises ServerError naming what is
+        stuck."""
+        stuck = await self.everything_there_or_stuck()
+        if stuck:
+            named = "; ".join(f"{entry.path}: {entry.error}" for entry in stuck)
+            raise ServerError(f"stuck: {named}")
+
+    async def everything_there_or_stuck(self) -> list[SpoolEntry]:
+        while True:
+            stuck = await self.uploads.drain()
+            if not len(self.removals):
+                return stuck
+            await self.removals.execute_now(RemotePath("/"))
+
+    def check(self) -> None:
+        """Every structure's invariants."""
+        self.tree.check()
+        self.spool.check()
+        self.cache.check()
+
+
+async def serve(config: Config, *, ready: Callable[[], None]) -> None:
+    """Mount and serve until unmounted or told to stop. Raises f7tfs.errors before `ready` when it
+    cannot serve, Busy when another daemon holds the journal."""
+    async with build(config) as mounted:
+        door = Door(Operations(mounted.tree, mounted.spool.directory), config.mountpoint)
+        door.open(
+            source=f"{config.system}:{config.remote_path}",
+            subtype=config.subtype,
+            allow_other=config.allow_other,
+            debug=config.debug_fuse,
+        )
+        stopped = False
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def stop_on_signal() -> None:
+                    nonlocal stopped
+                    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                        async for number in signals:
+                            log.info("%s: stopping", signal.Signals(number).name)
+                            stopped = True
+                            nursery.cancel_scope.cancel()
+                            return
+
+                async def announce() -> None:
+                    await door.raise_limits()  # answered by the door itself: it serves
+                    ready()
+
+                nursery.start_soon(stop_on_signal)
+                nursery.start_soon(announce)
+                await door.serve()
+                log.info("unmounted")
+                nursery.cancel_scope.cancel()
+        except Exception:
+            # A mirror job must not see an empty directory and delete everything: stay mounted,
+            # dead, until the next start or the user unmounts (FUSE.md).
+            door.close(unmount=False)
+            raise
+        door.close(unmount=True)
+        with trio.CancelScope(shield=True):
+            await mounted.tree.close()
+        if stopped:
+            sd_notify("STOPPING=1")
+            with trio.move_on_after(config.drain_timeout):
+                await mounted.everything_there_or_stuck()
+        left = len(mounted.spool.owed())
+        if left:
+            log.warning("%d uploads stay in the journal for the next mount", left)
+
+
+@contextlib.asynccontextmanager
+async def build(config: Config) -> AsyncIterator[Mounted]:
+    """Everything below the kernel's door, running."""
+    root = remote_path(config.remote_path)
+    async with open_cluster(
+        url=config.url,
+        token_source=token_source(**msgspec.structs.asdict(config.credentials)),
+        system=config.system,
+        api=config.api,
+        request_timeout=config.request_timeout,
+        patience=config.patience,
+        stall_timeout=config.stall_timeout,
+    ) as (cluster, storage):
+        identity = await cluster.whoami()
+        stat = await cluster.stat(root, follow=True)
+        if stat.kind is not Kind.DIRECTORY:
+            raise NotADirectory(f"{config.system}:{root} is not a directory")
+        journal_directory = config.journal_directory(identity.user)
+        journal = Journal(journal_directory, _journal_key(config, identity))
+        try:
+            disk = Disk()
+            cache = Cache(
+                config.cluster_cache / journal_directory.name,
+                disk,
+                limit=config.cache_size,
+                min_free=config.cache_min_free,
+            )
+            spool = Spool(journal_directory, journal, disk)
+            spool.load(Submissions.files_of(journal))
+            try:
+                async with trio.open_nursery() as nursery:
+                    yield await _assemble(
+                        config, root, cluster, storage, identity, journal, disk, cache, spool,
+                        nursery,
+                    )  # fmt: skip
+                    nursery.cancel_scope.cancel()
+            finally:
+                spool.close()
+                cache.close()
+        finally:
+            journal.close()
+
+
+def _journal_key(config: Config, identity: Identity) -> str:
+    return "\n".join((config.url, config.system, identity.user, config.remote_path))
+
+
+async def _assemble(
+    config: Config,
+    root: RemotePath,
+    cluster: Cluster,
+    storage: StagingArea,
+    identity: Identity,
+    journal: Journal,
+    disk: Disk,
+    cache: Cache,
+    spool: Spool,
+    nursery: trio.Nursery,
+) -> Mounted:
+    times = Times(journal)
+    catalog = Catalog(
+        cluster,
+        nursery,
+        identity=identity,
+        zone=ClusterZone(config.timezone),
+        ttl=config.listing_ttl,
+        stale_max=config.stale_max,
+    )
+    machine = f"{_journal_key(config, identity)}\n{config.hostname}"
+    workplace = Workplace(cluster, catalog, journal, root=root, key=machine)
+    namespace = Namespace(cluster, catalog, workplace, journal)
+    downloads = Downloads(
+        cluster,
+        storage,
+        catalog,
+        cache,
+        workplace,
+        nursery,
+        parallel=config.parallel_transfers,
+        stall_timeout=config.stall_timeout,
+        stage_limit=config.stage_limit,
+    )
+    attempts = Attempts(
+        cluster,
+        storage,
+        catalog,
+        namespace,
+        workplace,
+        spool,
+        journal,
+        cache,
+        times,
+        disk,
+        identity,
+        stall_timeout=config.stall_timeout,
+        keep_both=config.on_conflict == "keep-both",
+        hostname=config.hostname,
+    )
+    uploads = Uploads(
+        spool,
+        attempts,
+        nursery,
+        delay=config.writeback_delay,
+        hold=config.temp_hold,
+        parallel=config.parallel_transfers,
+    )
+    removals = Removals(namespace, catalog, spool, uploads, journal)
+    submissions = Submissions(
+        cluster,
+        journal,
+        spool,
+        uploads,
+        disk,
+        nursery,
+        barrier=config.jobs.barrier == "all",
+        account=config.jobs.account,
+    )
+    floors = Floors(spool, cache, downloads, uploads, disk)
+    remote = RemoteWing(catalog, namespace, removals, times, floors, identity, root=root)
+    about = {
+        "system": config.system,
+        "remote_path": config.remote_path,
+        "mountpoint": str(config.mountpoint),
+        "pid": os.getpid(),
+        "since": time.time(),
+        "version": __version__,
+        "dialect": cluster.capabilities.dialect,
+    }
+    report = Report(about, spool, cache, downloads, removals, submissions, lambda: cluster.calls)
+    overlays: dict[str, Wing] = {}
+    if config.jobs.enabled:
+        board = JobBoard(cluster, submissions, nursery, interval=config.jobs.poll_interval)
+        overlays["jobs"] = JobsWing(
+            cluster,
+            catalog,
+            downloads,
+            submissions,
+            board,
+            mountpoint=config.mountpoint,
+            directory=config.jobs.working_directory or root,
+            partition=config.jobs.partition,
+            interval=config.jobs.poll_interval,
+        )
+    mounted = Mounted(spool, cache, uploads, removals)
+
+    async def flush(_: str) -> None:
+        await mounted.everything_there()
+
+    async def refresh(path: str) -> None:
+        if path.strip("/"):
+            catalog.forget(join(root, path.strip("/")))
+            catalog.forget_tree(join(root, path.strip("/")))
+        else:
+            catalog.forget_all()
+
+    async def retry(_: str) -> None:
+        uploads.retry()
+
+    overlays[CONTROL] = ControlWing(
+        report, log=recent_lines, levers={"flush": flush, "refresh": refresh, "retry": retry}
+    )
+    mounted.tree = Tree(remote, overlays)
+    nursery.start_soon(uploads.run)
+    nursery.start_soon(removals.run)
+    await submissions.resume()
+    nursery.start_soon(_tidy, workplace, spool)
+    return mounted
+
+
+async def _tidy(workplace: Workplace, spool: Spool) -> None:
+    """Remove what earlier daemons left on the cluster; attempts under way need theirs."""
+    await workplace.sweep(busy=frozenset(one.temporary for one in spool if one.temporary))

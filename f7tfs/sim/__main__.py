@@ -1,0 +1,66 @@
+"""`python -m f7tfs.sim --root DIR`: one JSON line when ready, then serves until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from f7tfs.sim import serve
+from f7tfs.sim.options import SimError, SimOptions
+
+
+def parse(arguments: list[str] | None = None) -> SimOptions:
+    parser = argparse.ArgumentParser(prog="python -m f7tfs.sim", description=__doc__)
+    add = parser.add_argument
+    add("--root", type=Path, required=True, help="the folder that is the cluster's disk")
+    add("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
+    add("--api", default="v1", choices=["v1"])
+    add("--user", help="account for commands and jobs (root only)")
+    add("--state", type=Path, help="where staged objects live (default: temporary)")
+    add("--server-version", metavar="X.Y.Z")
+    for name, words in (
+        ("latency", "added to each API call"),
+        ("command-limit", "time limit of utilities' commands"),
+        ("worker-timeout", "when a hanging storage worker dies"),
+        ("staging-interval", "how often staged uploads are looked for"),
+        ("object-store-expiry", "lifetime of links and forms"),
+        ("token-lifetime", "lifetime of tokens"),
+        ("min-job-age", "how long the queue remembers finished jobs"),
+        ("kill-wait", "from SIGTERM to SIGKILL of a cancelled job"),
+        ("acct-lag", "how long accounting lags behind"),
+    ):
+        add(f"--{name}", type=float, metavar="SECONDS", help=words)
+    add("--slots", type=int, help="jobs that run at the same time")
+    add("--no-wrapper", dest="collapse_spaces", action="store_false", default=None)
+    given = vars(parser.parse_args(arguments))
+    host, _, port = given.pop("listen").rpartition(":")
+    if not port.isdigit():
+        parser.error("--listen wants HOST:PORT")
+    known = {one.name for one in fields(SimOptions)}
+    values = {name: value for name, value in given.items() if value is not None}
+    assert set(values) <= known
+    return SimOptions(host=host or "127.0.0.1", port=int(port), **values)
+
+
+def announce(facts: dict[str, str]) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def main() -> int:
+    options = parse()
+    try:
+        trio.run(partial(serve, options, ready=announce))
+    except SimError as error:
+        print(f"f7tfs.sim: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""/_sim: what tests ask and tell the simulator; unauthenticated, on loopback.
+
+- GET /_sim/health
+- GET /_sim/calls: {"calls": {"GET /tasks/{id}": 3, ...}, "total", "tokens",
+  "object_store": {"bytes_in", "bytes_out", "GET", "POST"}}; POST /_sim/calls/reset
+- GET /_sim/log?last=N: the last N requests with method, path, params and status
+- POST /_sim/sweep: look for staged uploads now; answers when the downloads it began have ended
+- POST /_sim/token: JSON {"user", "lifetime", "scope"}, any of them; mints any token
+- POST, GET, DELETE /_sim/faults: see f7tfs.sim.faults
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from f7tfs.sim.gate import Gate
+from f7tfs.sim.objects import ObjectStore
+from f7tfs.sim.replies import reply
+from f7tfs.sim.tokens import SCOPE, Tokens
+
+
+class Control:
+    def __init__(
+        self,
+        store: ObjectStore,
+        tokens: Tokens,
+        sweep: Callable[[], Awaitable[None]],
+        user: str,
+    ) -> None:
+        self.gate: Gate | None = None
+        """Set once, when the gate is put in front of the application."""
+        self._store = store
+        self._tokens = tokens
+        self._sweep = sweep
+        self._user = user
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/_sim/health", self._health, methods=["GET"]),
+            Route("/_sim/calls", self._calls, methods=["GET"]),
+            Route("/_sim/calls/reset", self._reset, methods=["POST"]),
+            Route("/_sim/log", self._log, methods=["GET"]),
+            Route("/_sim/sweep", self._sweep_now, methods=["POST"]),
+            Route("/_sim/token", self._token, methods=["POST"]),
+            Route("/_sim/faults", self._add_faults, methods=["POST"]),
+            Route("/_sim/faults", self._faults, methods=["GET"]),
+            Route("/_sim/faults", self._clear_faults, methods=["DELETE"]),
+        ]
+
+    @property
+    def _front(self) -> Gate:
+        assert self.gate is not None
+        return self.gate
+
+    async def _health(self, request: Request) -> Response:
+        return reply({"status": "ok"})
+
+    async def _calls(self, request: Request) -> Response:
+        traffic = self._store.traffic
+        return reply(
+            {
+                "calls": dict(self._front.calls),
+                "total": self._front.calls.total(),
+                "tokens": self._front.tokens,
+                "object_store": {
+                    "bytes_in": traffic.bytes_in,
+                    "bytes_out": traffic.bytes_out,
+                    **traffic.methods,
+                },
+            }
+        )
+
+    async def _reset(self, request: Request) -> Response:
+        self._front.reset()
+        traffic = self._store.traffic
+        traffic.bytes_in = traffic.bytes_out = 0
+        traffic.methods = dict.fromkeys(traffic.methods, 0)
+        return reply({})
+
+    async def _log(self, request: Request) -> Response:
+        last = int(request.query_params.get("last", "100"))
+        return reply({"log": list(self._front.log)[-last:] if last > 0 else []})
+
+    async def _sweep_now(self, request: Request) -> Response:
+        await self._sweep()
+        return reply({})
+
+    async def _token(self, request: Request) -> Response:
+        wish = await request.json()
+        token = self._tokens.mint(
+            wish.get("user", self._user), wish.get("lifetime", 300), wish.get("scope", SCOPE)
+        )
+        return reply({"access_token": token})
+
+    async def _add_faults(self, request: Request) -> Response:
+        try:
+            return reply({"ids": self._front.faults.add(await request.json())})
+        except (ValueError, TypeError, AttributeError) as mistake:
+            return reply({"error": str(mistake)}, 400)
+
+    async def _faults(self, request: Request) -> Response:
+        return reply({"faults": self._front.faults.report()})
+
+    async def _clear_faults(self, request: Request) -> Response:
+        self._front.faults.clear()
+        return reply({})

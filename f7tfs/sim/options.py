@@ -1,0 +1,53 @@
+"""What the simulator can be told, with the defaults of the recorded server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class SimError(Exception):
+    """The simulator cannot start; the message is the one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class SimOptions:
+    """Times are seconds. `root` is the only place the simulated cluster lets anybody touch."""
+
+    root: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0 = any free port."""
+    api: str = "v1"
+    user: str | None = None
+    """Account that runs commands and jobs; another than our own only when we are root."""
+    state: Path | None = None
+    """Where staged objects live; None = a temporary directory, removed at exit."""
+    server_version: str = "1.16.6"
+    """FIRECREST_VERSION of /status/parameters; below 1.14 task 117 holds the bare link (§7)."""
+    latency: float = 0.0
+    """Added to each API call while it holds its service's lock (§1: one request at a time)."""
+    command_limit: float = 5.0
+    """UTILITIES_TIMEOUT."""
+    worker_timeout: float = 30.0
+    """gunicorn kills the storage worker that hangs on a FIFO after this time (§7)."""
+    staging_interval: float = 60.0
+    """F7T_STORAGE_POLLING_INTERVAL: how often staged uploads are looked for (§6)."""
+    object_store_expiry: float = 604800.0
+    """F7T_STORAGE_TEMPURL_EXP_TIME of forms and links."""
+    token_lifetime: float = 300.0
+    slots: int = 2
+    """Jobs that run at the same time."""
+    min_job_age: float = 300.0
+    """Slurm forgets a finished job after this time; until then squeue --jobs says nothing (§9)."""
+    kill_wait: float = 2.0
+    """From SIGTERM to SIGKILL when a job is cancelled (Slurm's default is 30)."""
+    acct_lag: float = 0.0
+    """How long sacct shows name "allocation", user root after a job's start and end (§9)."""
+    collapse_spaces: bool = True
+    """Run commands through the site's shell wrapper, which folds runs of spaces (§3)."""
+
+    @property
+    def bare_link(self) -> bool:
+        version = tuple(int(part) for part in self.server_version.split(".")[:2])
+        return version < (1, 14)

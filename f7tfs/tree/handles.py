@@ -1,0 +1,255 @@
+"""Open files of the remote wing: where their bytes come from and go to.
+
+All handles of one node share a `Shared`: while nothing was written, reads come from the cache
+(arriving as they are needed); the first write makes the file dirty, and from then on everybody
+reads and writes the spool entry. A `Shared` outlives the name: after unlink or replacement it
+keeps what it has.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import trio
+
+from f7tfs.content.cache import Cache, CacheFile
+from f7tfs.content.disk import Disk
+from f7tfs.content.spool import Spool, SpoolEntry, State
+from f7tfs.errors import Changed, NoLocalSpace
+from f7tfs.model import Attributes, RemotePath
+from f7tfs.transfers.download import Downloads
+from f7tfs.transfers.upload import Uploads
+from f7tfs.tree.waiting import interruptible
+from f7tfs.tree.wing import Caller
+
+
+class Floors:
+    """What open files stand on."""
+
+    def __init__(
+        self, spool: Spool, cache: Cache, downloads: Downloads, uploads: Uploads, disk: Disk
+    ) -> None:
+        self.spool = spool
+        self.cache = cache
+        self.downloads = downloads
+        self.uploads = uploads
+        self.disk = disk
+
+
+class Shared:
+    """The state that all handles of one node have in common. `path` is None once the name is
+    gone; `attributes` are those of the version that was opened."""
+
+    def __init__(
+        self, floors: Floors, path: RemotePath, attributes: Attributes | None, permissions: int
+    ) -> None:
+        self._floors = floors
+        self.path: RemotePath | None = path
+        self.attributes = attributes
+        self.permissions = permissions
+        self.entry: SpoolEntry | None = None
+        self.content: CacheFile | None = None
+        self.handles = 0
+        self._turn = trio.Lock()
+
+    def attach(self, entry: SpoolEntry) -> None:
+        """From now on reads and writes go to this dirty file."""
+        if entry is not self.entry:
+            self._detach_entry()
+            self.entry = entry
+            self._floors.spool.use(entry)
+
+    def _detach_entry(self) -> None:
+        if self.entry is not None:
+            self._floors.spool.leave(self.entry)
+            self.entry = None
+
+    def show(self, attributes: Attributes) -> None:
+        """The cluster has a newer version of this same file (it grew): later reads see it."""
+        if self.content is not None:
+            self._floors.cache.unpin(self.content)
+            self.content = None
+        self.attributes = attributes
+
+    def use_content(self) -> CacheFile:
+        """The version that was opened, arriving or complete; pinned until the last close."""
+        if self.content is None or self.content.failure is not None:
+            if self.content is not None:
+                self._floors.cache.unpin(self.content)
+                self.content = None
+            if self.path is None or self.attributes is None:
+                raise Changed("the file that was opened is gone, and its content was not fetched")
+            self.content = self._floors.downloads.content(self.path, self.attributes)
+            self._floors.cache.pin(self.content)
+        return self.content
+
+    async def dirty(self, keep: bool, caller_pid: int) -> SpoolEntry:
+        """The spool entry to write to; made from the version that was opened, if `keep`."""
+        spool = self._floors.spool
+        async with self._turn:
+            if self.entry is not None and not (self.entry.is_gone and self.path is not None):
+                return self._reopened(self.entry)
+            if self.path is None:
+                # The name is gone: bytes written from now on have nowhere to go but here.
+                entry = spool.new(RemotePath("/"), base=None, permissions=self.permissions)
+                await self._fill(entry, caller_pid, keep)
+                self.attach(entry)
+                spool.unlink(entry)
+                return entry
+            there = spool.at(self.path)
+            if there is not None:
+                self.attach(there)
+                return self._reopened(there)
+            base = self.attributes.fingerprint if self.attributes is not None else None
+            entry = spool.new(self.path, base=base, permissions=self.permissions)
+            try:
+                await self._fill(entry, caller_pid, keep)
+            except BaseException:
+                spool.unlink(entry)
+                raise
+            if self.path is None:
+                self.attach(entry)
+                spool.unlink(entry)
+                return entry
+            there = spool.at(self.path)
+            if there is not None:  # somebody was faster while the base arrived
+                spool.unlink(entry)
+                entry = there
+            else:
+                entry.path = self.path
+                spool.enter(entry)
+            self.attach(entry)
+            return self._reopened(entry)
+
+    def _reopened(self, entry: SpoolEntry) -> SpoolEntry:
+        if not entry.is_gone:
+            self._floors.spool.move(entry, State.OPEN)
+        return entry
+
+    async def _fill(self, entry: SpoolEntry, pid: int, keep: bool) -> None:
+        if not keep or (self.attributes is None and self.content is None and self.entry is None):
+            return
+        if self.entry is not None:  # the clean, just uploaded file that this handle wrote before
+            await self._floors.disk.copy(self.entry.fd, entry.fd, self.entry.size)
+            return
+        content = self.use_content()
+        if not content.is_complete:
+            await interruptible(pid, lambda: self._floors.downloads.wait(content, 0, content.size))
+        self._floors.spool.reserve(content.size)
+        await self._floors.disk.copy(content.fd, entry.fd, content.size)
+
+    def close(self) -> None:
+        self._detach_entry()
+        if self.content is not None:
+            self._floors.cache.unpin(self.content)
+            self.content = None
+
+
+class RemoteHandle:
+    """One open(2) of a remote file."""
+
+    is_direct = False
+
+    def __init__(
+        self,
+        floors: Floors,
+        shared: Shared,
+        flags: int,
+        pid: int,
+        *,
+        is_temporary: Callable[[RemotePath], bool],
+        refresh: Callable[[Shared], None],
+        released: Callable[[Shared], None],
+    ) -> None:
+        self._floors = floors
+        self.shared = shared
+        self._appends = bool(flags & os.O_APPEND)
+        self._writes = flags & os.O_ACCMODE != os.O_RDONLY
+        self._pid = pid
+        self._is_temporary = is_temporary
+        self._refresh = refresh
+        self._released = released
+        self._counted: SpoolEntry | None = None  # the entry that counts this handle as a writer
+        shared.handles += 1
+        if shared.entry is not None:
+            self._count(shared.entry)
+
+    async def read(self, offset: int, size: int) -> bytes:
+        shared = self.shared
+        if shared.entry is not None:
+            return os.pread(shared.entry.fd, size, offset)
+        content = shared.use_content()
+        if offset + size > content.size:
+            self._refresh(shared)
+            content = shared.use_content()
+        if not content.has(offset, size):
+            await interruptible(
+                self._pid, lambda: self._floors.downloads.wait(content, offset, size)
+            )
+            if shared.entry is not None:  # written to while we waited
+                return os.pread(shared.entry.fd, size, offset)
+        return content.read(offset, size)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        entry = await self.dirty(keep=True)
+        try:
+            self._floors.spool.reserve(len(data))
+            return entry.write(entry.size if self._appends else offset, data)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise NoLocalSpace("the disk that holds the spool is full") from error
+            raise
+
+    async def truncate(self, size: int) -> None:
+        entry = await self.dirty(keep=size > 0)
+        if size > entry.size:
+            self._floors.spool.reserve(0)
+        entry.truncate(size)
+
+    async def dirty(self, *, keep: bool) -> SpoolEntry:
+        entry = await self.shared.dirty(keep, self._pid)
+        self._count(entry)
+        return entry
+
+    def _count(self, entry: SpoolEntry) -> None:
+        if self._writes and entry is not self._counted:
+            if self._counted is not None:
+                self._counted.writers -= 1
+            entry.writers += 1
+            self._counted = entry
+
+    async def flush(self, caller: Caller) -> None:
+        """close() of one descriptor: what was written is durable when this returns."""
+        await self.sync()
+
+    async def sync(self) -> None:
+        entry = self.shared.entry
+        if self._writes and entry is not None:
+            await self._floors.spool.commit(entry)
+
+    async def release(self) -> None:
+        """The last descriptor is gone: the upload becomes due."""
+        entry, shared = self._counted, self.shared
+        shared.handles -= 1
+        try:
+            if entry is not None:
+                entry.writers -= 1
+                if entry.writers == 0 and entry.state is State.OPEN:
+                    await self._floors.spool.commit(entry)
+                    if entry.writers == 0 and entry.state is State.OPEN:
+                        self._floors.uploads.closed(entry, temporary=self._is_temporary(entry.path))
+        finally:
+            if shared.handles == 0:
+                self._released(shared)
+                shared.close()
+
+
+async def truncate_path(floors: Floors, shared: Shared, size: int, *, temporary: bool) -> None:
+    """truncate(2) by name of a file that others have open: committed and owed at once."""
+    entry = await shared.dirty(size > 0, 0)
+    entry.truncate(size)
+    await floors.spool.commit(entry)
+    if entry.writers == 0 and entry.state is State.OPEN:
+        floors.uploads.closed(entry, temporary=temporary)

@@ -1,0 +1,446 @@
+"""The remote wing: the cluster's files, with the spool laid over the catalog.
+
+Attributes are computed: the dirty file if there is one, else the catalog. So a finished upload
+never has to tell anybody upstairs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+from collections.abc import Mapping
+
+from f7tfs.catalog import HIDDEN_PREFIX, Catalog
+from f7tfs.content.spool import SpoolEntry, State
+from f7tfs.content.times import Times
+from f7tfs.errors import Exists, IsADirectory, NotFound, NotPermitted
+from f7tfs.model import Attributes, Identity, Kind, RemotePath, is_within, join, name_of, parent_of
+from f7tfs.transfers.namespace import Namespace
+from f7tfs.transfers.removal import Removals
+from f7tfs.tree.handles import Floors, RemoteHandle, Shared, truncate_path
+from f7tfs.tree.nodes import Node
+from f7tfs.tree.permissions import READ, SEARCH, WRITE, permits, require
+from f7tfs.tree.renaming import Renaming
+from f7tfs.tree.temporaries import is_temporary
+from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
+
+log = logging.getLogger("f7tfs.tree")
+OUTSIDE = ".f7tfs/outside"  # where symlinks that leave the mount lead: nothing can be opened there
+
+
+class RemoteWing(Wing):
+    def __init__(
+        self,
+        catalog: Catalog,
+        namespace: Namespace,
+        removals: Removals,
+        times: Times,
+        floors: Floors,
+        identity: Identity,
+        *,
+        root: RemotePath,
+    ) -> None:
+        self._catalog = catalog
+        self._namespace = namespace
+        self._removals = removals
+        self._times = times
+        self._floors = floors
+        self._identity = identity
+        self._root = root
+        self._uid, self._gid = os.getuid(), os.getgid()
+        self._open: dict[int, Shared] = {}  # by inode number
+        self._renaming = Renaming(catalog, namespace, removals, times, floors, self.is_temporary)
+
+    # Where and what.
+
+    def path(self, node: Node) -> RemotePath:
+        if node.is_detached:
+            raise NotFound("the name is gone")
+        path = self._root
+        for part in node.parts():
+            path = join(path, part)
+        return path
+
+    def is_temporary(self, path: RemotePath) -> bool:
+        """Whether a file of ours stays local under this name."""
+        directory = parent_of(path)
+
+        def exists(name: str) -> bool:
+            other = join(directory, name)
+            return self._floors.spool.at(other) is not None or (
+                self._catalog.peek(other) is not None and not self._removals.hides(other)
+            )
+
+        return is_temporary(name_of(path), exists)
+
+    async def lookup(self, parent: Node, name: str) -> Look:
+        return await self._look_at(join(self.path(parent), name))
+
+    async def look(self, node: Node) -> Look:
+        shared = self._open.get(node.ino)
+        if node.is_detached:
+            if shared is None:
+                raise NotFound("the name is gone")
+            return self._look_of_shared(shared)
+        path = self.path(node)
+        if node.is_root:
+            return self._look_of(path, await self._catalog.root_attributes(path))
+        return await self._look_at(path)
+
+    async def _look_at(self, path: RemotePath) -> Look:
+        entry = self._floors.spool.at(path)
+        if entry is not None:
+            return self._look_of_entry(entry)
+        return self._look_of(path, await self._find(path))
+
+    async def _find(self, path: RemotePath, *, fresh: bool = False) -> Attributes:
+        """What the cluster has at a name that is not hidden from the user."""
+        if self._removals.hides(path) or name_of(path).startswith(HIDDEN_PREFIX):
+            raise NotFound(path)
+        attributes = await self._catalog.attributes(path, fresh=fresh)
+        if self._removals.hides(path):  # removed while the listing arrived
+            raise NotFound(path)
+        return attributes
+
+    async def entries(self, node: Node) -> list[tuple[str, Look]]:
+        path = self.path(node)
+        listed = await self._catalog.listing(path)
+        hidden = self._removals.names_in(path)
+        looks = {
+            name: self._look_of(join(path, name), attributes)
+            for name, attributes in listed.items()
+            if name not in hidden
+        }
+        for name, entry in self._floors.spool.children(path):
+            looks[name] = self._look_of_entry(entry)
+        return list(looks.items())
+
+    def _look_of(self, path: RemotePath, attributes: Attributes) -> Look:
+        mine = attributes.uid == self._identity.uid or attributes.user == self._identity.user
+        same_group = (
+            attributes.gid == self._identity.gid or attributes.group == self._identity.group
+        )
+        return Look(
+            kind=attributes.kind,
+            permissions=attributes.permissions,
+            size=attributes.size,
+            mtime_ns=self._times.mtime_ns(path, attributes.fingerprint),
+            uid=self._uid if mine else _number(attributes.uid),
+            gid=self._gid if same_group else _number(attributes.gid),
+            nlink=attributes.nlink or (2 if attributes.is_directory else 1),
+            version=(attributes.size, attributes.mtime),
+        )
+
+    def _look_of_entry(self, entry: SpoolEntry) -> Look:
+        return Look(
+            kind=Kind.FILE,
+            permissions=entry.permissions,
+            size=entry.size,
+            mtime_ns=entry.mtime_ns,
+            uid=self._uid,
+            gid=self._gid,
+            version=(entry.id, entry.version),
+        )
+
+    def _look_of_shared(self, shared: Shared) -> Look:
+        if shared.entry is not None:
+            return self._look_of_entry(shared.entry)
+        assert shared.attributes is not None
+        return self._look_of(shared.path or RemotePath("/"), shared.attributes)
+
+    # Opening.
+
+    async def open(self, node: Node, flags: int, caller: Caller) -> OpenFile:
+        shared = self._open.get(node.ino)
+        if shared is None or not node.is_detached:
+            path = self.path(node)
+            entry = self._floors.spool.at(path)
+            if entry is None:
+                attributes = await self._find(path, fresh=True)
+                self._require_openable(path, attributes, flags)
+                entry = self._floors.spool.at(path)
+            else:
+                attributes = None
+            shared = self._open.get(node.ino)
+            if shared is None:
+                shared = Shared(
+                    self._floors,
+                    path,
+                    attributes,
+                    entry.permissions if entry else (attributes.permissions if attributes else 0),
+                )
+                self._open[node.ino] = shared
+            if entry is not None:
+                shared.attach(entry)
+            elif attributes is not None and shared.attributes is not None:
+                self._show_if_newer(shared, attributes)
+        return self._handle(node, shared, flags, caller)
+
+    def _require_openable(self, path: RemotePath, attributes: Attributes, flags: int) -> None:
+        if attributes.is_directory:
+            raise IsADirectory(path)
+        if attributes.kind is not Kind.FILE:
+            raise NotPermitted(f"{path} is not a regular file")
+        accmode = flags & os.O_ACCMODE
+        want = {os.O_RDONLY: READ, os.O_WRONLY: WRITE}.get(accmode, READ | WRITE)
+        require(self._identity, attributes, want, path)
+        if wants_writing(flags):
+            self._namespace.require_name(path)
+
+    def _show_if_newer(self, shared: Shared, attributes: Attributes) -> None:
+        old = shared.attributes
+        if (
+            old is not None
+            and shared.entry is None
+            and not old.fingerprint.agrees(attributes.fingerprint, ignore_ctime=True)
+        ):
+            shared.show(attributes)
+
+    def _handle(self, node: Node, shared: Shared, flags: int, caller: Caller) -> RemoteHandle:
+        def refresh(which: Shared) -> None:
+            if which.path is not None:
+                known = self._catalog.peek(which.path)
+                if known is not None and known.kind is Kind.FILE:
+                    self._show_if_newer(which, known)
+
+        def released(which: Shared) -> None:
+            if self._open.get(node.ino) is which:
+                del self._open[node.ino]
+
+        return RemoteHandle(
+            self._floors,
+            shared,
+            flags,
+            caller.pid,
+            is_temporary=self.is_temporary,
+            refresh=refresh,
+            released=released,
+        )
+
+    def is_replaced(self, node: Node, look: Look) -> bool:
+        """Another file has the name now: what is open keeps its own inode. A file that only grew
+        is still the same."""
+        shared = self._open.get(node.ino)
+        if shared is None or shared.entry is not None or shared.attributes is None:
+            return False
+        opened = shared.attributes
+        return look.version != (opened.size, opened.mtime) and look.size < opened.size
+
+    async def create(
+        self, parent: Node, name: str, permissions: int, flags: int, caller: Caller
+    ) -> Look:
+        path = join(self.path(parent), name)
+        self._namespace.require_name(path)
+        await self._require_writable(parent)
+        existing: Attributes | SpoolEntry | None = self._floors.spool.at(path)
+        if existing is None and not self._removals.hides(path):
+            existing = await self._existing(path, flags)
+        if existing is not None and flags & os.O_EXCL:
+            raise Exists(path)
+        if isinstance(existing, Attributes):
+            return self._look_of(path, existing)
+        base = await self._removals.exhume(path)
+        await self._removals.execute_now(path)
+        entry = self._floors.spool.at(path)
+        if entry is None:
+            entry = self._floors.spool.new(
+                path, base=base, permissions=permissions & ~caller.umask & 0o7777
+            )
+            self._floors.spool.enter(entry)
+        return self._look_of_entry(entry)
+
+    async def _existing(self, path: RemotePath, flags: int) -> Attributes | SpoolEntry | None:
+        """What is already at a name that is to be created. O_EXCL asks the cluster once, unless
+        the name is a temporary that stays here."""
+        if flags & os.O_EXCL and not self.is_temporary(path):
+            stat = await self._namespace.find(path)
+            return self._catalog.attributes_of(stat) if stat is not None else None
+        try:
+            return await self._find(path)
+        except NotFound:
+            return None
+
+    async def _require_writable(self, directory: Node) -> None:
+        path = self.path(directory)
+        attributes = (
+            await self._catalog.root_attributes(path)
+            if directory.is_root
+            else await self._find(path)
+        )
+        require(self._identity, attributes, WRITE | SEARCH, path)
+
+    # Names.
+
+    async def mkdir(self, parent: Node, name: str, permissions: int) -> Look:
+        path = join(self.path(parent), name)
+        if self._floors.spool.at(path) is not None:
+            raise Exists(path)
+        await self._require_writable(parent)
+        await self._removals.execute_now(path)
+        return self._look_of(path, await self._namespace.make_directory(path, permissions))
+
+    async def symlink(self, parent: Node, name: str, target: str) -> Look:
+        path = join(self.path(parent), name)
+        if self._floors.spool.at(path) is not None:
+            raise Exists(path)
+        await self._require_writable(parent)
+        await self._removals.execute_now(path)
+        return self._look_of(path, await self._namespace.symlink(target, path))
+
+    async def link(self, node: Node, new_parent: Node, new_name: str) -> Look:
+        source, target = self.path(node), join(self.path(new_parent), new_name)
+        spool = self._floors.spool
+        if spool.at(source) is not None or node.kind is not Kind.FILE:
+            raise NotPermitted("only files that are on the cluster can have hard links")
+        if spool.at(target) is not None:
+            raise Exists(target)
+        await self._removals.execute_now(target)
+        return self._look_of(target, await self._namespace.link(source, target))
+
+    async def readlink(self, node: Node) -> str:
+        path = self.path(node)
+        target = (await self._find(path)).target
+        if target is None:
+            target = await self._catalog.read_link(path)
+        if not target.startswith("/"):
+            return target
+        here = posixpath.dirname(path)
+        if is_within(posixpath.normpath(target), self._root):
+            return posixpath.relpath(target, here)
+        # On this machine the name would mean a local file. It is shown, and leads nowhere.
+        return posixpath.relpath(self._root + "/" + OUTSIDE + target, here)
+
+    async def unlink(self, parent: Node, name: str, node: Node | None, caller: Caller) -> None:
+        path = join(self.path(parent), name)
+        await self._require_writable(parent)
+        await self._renaming.unlink(path)
+        shared = self._open.get(node.ino) if node is not None else None
+        if shared is not None:
+            shared.path = None
+
+    async def rmdir(self, parent: Node, name: str) -> None:
+        path = join(self.path(parent), name)
+        await self._require_writable(parent)
+        await self._renaming.rmdir(path)
+
+    async def rename(
+        self, parent: Node, name: str, new_parent: Node, new_name: str, *, replace: bool
+    ) -> None:
+        source = join(self.path(parent), name)
+        target = join(self.path(new_parent), new_name)
+        await self._require_writable(parent)
+        if new_parent is not parent:
+            await self._require_writable(new_parent)
+        await self._renaming.rename(source, target, replace=replace)
+        for shared in self._open.values():
+            if shared.path is not None and is_within(shared.path, target):
+                shared.path = None  # what was there has been replaced
+            elif shared.path is not None and is_within(shared.path, source):
+                shared.path = RemotePath(target + shared.path[len(source) :])
+
+    # Attributes.
+
+    async def change(self, node: Node, changes: Changes, handle: OpenFile | None) -> Look:
+        if (changes.uid is not None and changes.uid != self._uid) or (
+            changes.gid is not None and changes.gid != self._gid
+        ):
+            look = await self.look(node)
+            if changes.uid not in (None, look.uid) or changes.gid not in (None, look.gid):
+                raise NotPermitted("files on the cluster cannot be given to others")
+        if changes.size is not None:
+            await self._truncate(node, changes.size, handle)
+        if changes.permissions is not None or changes.mtime_ns is not None:
+            await self._change_attributes(node, changes)
+        return await self.look(node)
+
+    async def _truncate(self, node: Node, size: int, handle: OpenFile | None) -> None:
+        if isinstance(handle, RemoteHandle):
+            await handle.truncate(size)
+            return
+        path = self.path(node)
+        shared = self._open.get(node.ino)
+        if shared is not None:
+            await truncate_path(self._floors, shared, size, temporary=self.is_temporary(path))
+            return
+        opened = await self.open(node, os.O_WRONLY, Caller())
+        assert isinstance(opened, RemoteHandle)
+        try:
+            await opened.truncate(size)
+        finally:
+            await opened.release()
+
+    async def _change_attributes(self, node: Node, changes: Changes) -> None:
+        shared = self._open.get(node.ino)
+        entry = shared.entry if shared is not None else None
+        if entry is None or entry.is_gone:
+            entry = None if node.is_detached else self._floors.spool.at(self.path(node))
+        if entry is not None:
+            async with entry.turn:  # not between proof and publishing
+                if not entry.is_gone:
+                    if changes.permissions is not None:
+                        entry.permissions = changes.permissions & 0o7777
+                    if changes.mtime_ns is not None:
+                        entry.mtime_ns = changes.mtime_ns
+                    entry.generation += 1
+                    if entry.state is not State.OPEN:
+                        await self._floors.spool.commit(entry)
+                    return
+        if node.is_detached:
+            return
+        path = self.path(node)
+        if changes.permissions is not None:
+            await self._namespace.change_mode(path, changes.permissions & 0o7777)
+        attributes = (
+            await self._catalog.root_attributes(path) if node.is_root else await self._find(path)
+        )
+        if changes.permissions is not None:
+            self._floors.cache.touch(path, attributes.fingerprint)
+        if changes.mtime_ns is not None:
+            self._namespace.require_name(path)
+            await self._times.set(path, attributes.fingerprint, changes.mtime_ns)
+
+    async def may(self, node: Node, mode: int) -> bool:
+        path = self.path(node)
+        if self._floors.spool.at(path) is not None:
+            return True
+        attributes = (
+            await self._catalog.root_attributes(path) if node.is_root else await self._find(path)
+        )
+        if attributes.kind is Kind.SYMLINK:
+            return True
+        return permits(self._identity, attributes, mode & 7)
+
+    async def attributes(self, node: Node) -> Mapping[str, str]:
+        path = self.path(node)
+        found = {"user.f7tfs.remote_path": str(path)}
+        entry = self._floors.spool.at(path)
+        if entry is not None:
+            found["user.f7tfs.state"] = _STATE_WORDS[entry.state]
+            if entry.error:
+                found["user.f7tfs.error"] = entry.error
+            if entry.ticket:
+                found["user.f7tfs.task"] = entry.ticket
+            if entry.state is State.UPLOADING:
+                found["user.f7tfs.progress"] = f"{entry.sent}/{entry.size}"
+        elif node.kind is Kind.FILE:
+            known = await self._find(path)
+            content = self._floors.cache.find(path, known.fingerprint)
+            cached = content is not None and content.is_complete
+            found["user.f7tfs.state"] = "cached" if cached else "remote"
+        return found
+
+
+_STATE_WORDS = {
+    State.OPEN: "dirty",
+    State.HELD: "held",
+    State.QUEUED: "dirty",
+    State.UPLOADING: "uploading",
+    State.STUCK: "stuck",
+    State.GONE: "cached",
+}
+NOBODY = 65534
+
+
+def _number(ident: int | None) -> int:
+    return NOBODY if ident is None else ident

@@ -1,0 +1,166 @@
+"""Unlink, rmdir and rename where the spool lies over the cluster.
+
+What exists only in the spool changes locally; what exists on the cluster changes there first.
+The entry's turn is held while a name changes meaning, so that no upload publishes in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from f7tfs.catalog import HIDDEN_PREFIX, Catalog
+from f7tfs.content.spool import SpoolEntry, State
+from f7tfs.content.times import Times
+from f7tfs.errors import (
+    Exists,
+    IsADirectory,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+)
+from f7tfs.model import Attributes, RemotePath, name_of
+from f7tfs.transfers.namespace import Namespace
+from f7tfs.transfers.removal import Removals
+from f7tfs.tree.handles import Floors
+
+
+class Renaming:
+    def __init__(
+        self,
+        catalog: Catalog,
+        namespace: Namespace,
+        removals: Removals,
+        times: Times,
+        floors: Floors,
+        is_temporary: Callable[[RemotePath], bool],
+    ) -> None:
+        self._catalog = catalog
+        self._namespace = namespace
+        self._removals = removals
+        self._times = times
+        self._floors = floors
+        self._is_temporary = is_temporary
+
+    async def unlink(self, path: RemotePath) -> None:
+        entry = self._floors.spool.at(path)
+        if entry is None:
+            await self._unlink_remote(path)
+            return
+        async with entry.turn:
+            if entry.is_gone:  # published while we waited
+                await self._unlink_remote(path)
+                return
+            if entry.base is not None:
+                with contextlib.suppress(NotFound):  # already gone on the cluster
+                    await self._removals.remove_file(path, besides=entry)
+            await self._floors.uploads.discard(entry)
+        await self._forget(path)
+
+    async def _unlink_remote(self, path: RemotePath) -> None:
+        attributes = await self._remote(path)
+        if attributes is None:
+            raise NotFound(path)
+        if attributes.is_directory:
+            raise IsADirectory(path)
+        await self._removals.remove_file(path)
+        await self._forget(path)
+
+    async def _forget(self, path: RemotePath) -> None:
+        self._floors.cache.forget(path)
+        await self._times.forget(path)
+
+    async def rmdir(self, path: RemotePath) -> None:
+        attributes = await self._remote(path)
+        if attributes is None:
+            raise NotFound(path)
+        if not attributes.is_directory:
+            raise NotADirectory(path)
+        if self._floors.spool.within(path):
+            raise NotEmpty(path)
+        await self._removals.remove_directory(path)
+        await self._times.forget(path)
+
+    async def rename(self, source: RemotePath, target: RemotePath, *, replace: bool) -> None:
+        self._namespace.require_name(source)
+        self._namespace.require_name(target)
+        spool = self._floors.spool
+        async with contextlib.AsyncExitStack() as turns:
+            below = [*spool.within(source), *spool.within(target)]
+            for entry in sorted(below, key=lambda one: one.path):
+                await turns.enter_async_context(entry.turn)
+            moved, replaced = spool.at(source), spool.at(target)
+            if replaced is not None and not replace:
+                raise Exists(target)
+            if moved is not None and moved.base is None:
+                await self._rename_local(moved, target, replaced, replace=replace)
+            else:
+                await self._rename_remote(source, target, replaced, replace=replace)
+
+    async def _rename_local(
+        self,
+        moved: SpoolEntry,
+        target: RemotePath,
+        replaced: SpoolEntry | None,
+        *,
+        replace: bool,
+    ) -> None:
+        """The file never was on the cluster: only the upload's target changes. What is replaced
+        there becomes the base that it was made from."""
+        there = await self._remote(target) if replaced is None else None
+        if there is not None and there.is_directory:
+            raise IsADirectory(target)
+        if there is not None and not replace:
+            raise Exists(target)
+        buried = await self._removals.exhume(target)
+        await self._removals.execute_now(target)
+        base = there.fingerprint if there is not None else buried
+        if replaced is not None:
+            base = replaced.base
+            await self._floors.uploads.discard(replaced)
+        moved.base = base
+        self._floors.spool.retarget(moved, target)
+        self._floors.cache.forget(target)
+        if moved.state is not State.OPEN or moved.journaled:
+            await self._floors.spool.commit(moved)
+        self._floors.uploads.renamed(moved, temporary=self._is_temporary(target))
+
+    async def _rename_remote(
+        self,
+        source: RemotePath,
+        target: RemotePath,
+        replaced: SpoolEntry | None,
+        *,
+        replace: bool,
+    ) -> None:
+        """The name exists on the cluster: it changes there, and dirty files below go along."""
+        spool, uploads = self._floors.spool, self._floors.uploads
+        if self._removals.hides(source):
+            raise NotFound(source)
+        if [one for one in spool.within(target) if one.path != target]:
+            raise NotEmpty(target)
+        await self._removals.execute_now(source)
+        await self._removals.execute_now(target)
+        after = await self._namespace.rename(source, target, replace=replace)
+        if replaced is not None:
+            await uploads.discard(replaced)
+        for entry in spool.within(source):
+            if entry.temporary is not None and entry.path != source:
+                # The temporary moved with its directory; what is under way goes to the old place.
+                entry.version += 1
+                entry.temporary, entry.ticket, entry.form_sent = None, None, False
+            spool.retarget(entry, RemotePath(target + entry.path[len(source) :]))
+            if entry.journaled:
+                await spool.commit(entry)
+            uploads.renamed(entry, temporary=self._is_temporary(entry.path))
+        self._floors.cache.rename(source, target)
+        self._floors.cache.touch(target, after.fingerprint)
+        await self._times.rename(source, target)
+
+    async def _remote(self, path: RemotePath) -> Attributes | None:
+        if self._removals.hides(path) or name_of(path).startswith(HIDDEN_PREFIX):
+            return None
+        try:
+            return await self._catalog.attributes(path)
+        except NotFound:
+            return None
