@@ -44,7 +44,9 @@ def answered(handler: H) -> H:
             raise
         except (F7tfsError, OSError) as error:
             number = errno_of(error)
-            level = logging.DEBUG if number in _QUIET else logging.WARNING
+            level = logging.DEBUG if number in _QUIET else logging.INFO
+            if number in {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EHOSTUNREACH}:
+                level = logging.WARNING  # the user did nothing wrong
             log.log(level, "%s: %s: %s", handler.__name__, errno.errorcode.get(number), error)
             raise pyfuse3.FUSEError(number) from None
         except Exception:

@@ -150,6 +150,10 @@ class Simulator:
         """Look for staged uploads now, and wait for what that began."""
         self._control("POST", "sweep", {})
 
+    def states(self, ident: str) -> list[dict[str, Any]]:
+        """All that GET /tasks/{id} would have shown so far; some states last milliseconds."""
+        return list(self._control("GET", f"tasks/{ident}")["states"])
+
     def stop(self) -> int:
         """SIGTERM, then the exit status; killed if it does not go."""
         if self.process.poll() is None:

@@ -261,7 +261,7 @@ def test_exit_codes_are_documented() -> None:
         (errors.NotFound("no"), Exit.REMOTE_PATH),
         (errors.NotADirectory("no"), Exit.REMOTE_PATH),
         (errors.PermissionDenied("no"), Exit.REMOTE_PATH),
-        (BlockingIOError(11, "no"), Exit.JOURNAL),
+        (errors.Busy("no"), Exit.JOURNAL),
         (errors.F7tfsError("no"), Exit.UNSPECIFIED),
         (ValueError("no"), Exit.INTERNAL),
         (KeyboardInterrupt(), Exit.INTERRUPTED),

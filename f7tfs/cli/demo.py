@@ -218,7 +218,10 @@ def _watch(on: Stage, job: str, wanted: set[str], deadline: float) -> str:
         if state in wanted:
             return state
         time.sleep(0.3)
-    raise DemoFailed(f"job {job} was {last or 'not shown'} after {deadline:.0f} s")
+    said = on.run(f"cat mnt/jobs/{job}/status", exits=None).strip().splitlines()[-1:]
+    raise DemoFailed(
+        f"job {job} was {last or 'not shown'} after {deadline:.0f} s: {' '.join(said)}"
+    )
 
 
 def _job(on: Stage) -> None:

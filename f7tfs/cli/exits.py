@@ -65,6 +65,7 @@ _CODES: tuple[tuple[type[errors.F7tfsError], Exit], ...] = (
     (errors.PermissionDenied, Exit.REMOTE_PATH),
     (errors.NameNotSupported, Exit.REMOTE_PATH),
     (errors.TooManyLinks, Exit.REMOTE_PATH),
+    (errors.Busy, Exit.JOURNAL),
     (errors.JournalDamaged, Exit.JOURNAL),
     (errors.InvalidArgument, Exit.CONFIGURATION),
 )
@@ -89,8 +90,6 @@ def code_of(error: BaseException) -> Exit:
     """The exit code of a mount that could not start because of `error`."""
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
-    if isinstance(error, BlockingIOError):  # the lock of the journal
-        return Exit.JOURNAL
     if not isinstance(error, errors.F7tfsError):
         return Exit.INTERNAL
     return next((code for kind, code in _CODES if isinstance(error, kind)), Exit.UNSPECIFIED)
@@ -101,8 +100,8 @@ def sentence_of(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, errors.UnknownSystem) and error.known:
         return f"{text}; this server offers: {', '.join(error.known)}"
-    if isinstance(error, BlockingIOError):
-        return "another f7tfs mount of this remote path is running (see: f7tfs status)"
+    if isinstance(error, errors.Busy):
+        return f"{text} (see: f7tfs status)"
     if isinstance(error, errors.F7tfsError):
         return text or type(error).__name__
     return f"internal fault ({type(error).__name__}: {text})" if text else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -97,7 +98,7 @@ def _show_one(mount: mounts.Mount, status: mounts.Status) -> None:
         ("mountpoint", mount.mountpoint),
         ("remote", mount.source),
         ("state", _state(status)),
-        ("since", about.get("since")),
+        ("since", _time(about.get("since"))),
         ("daemon", about.get("pid")),
         ("version", " ".join(str(about[k]) for k in ("version", "dialect") if about.get(k))),
         ("uploads", _uploads(status)),
@@ -117,6 +118,13 @@ def _show_one(mount: mounts.Mount, status: mounts.Status) -> None:
         console.print(f"{line}  {item['error']}" if item.get("error") else line)
     if len(items) > _SHOWN:
         console.print(f"  … and {len(items) - _SHOWN} more (--json)")
+
+
+def _time(since: object) -> str:
+    """Epoch seconds in local time; a text as it is."""
+    if isinstance(since, int | float):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+    return str(since or "")
 
 
 def _counts(jobs: object) -> str:

@@ -44,14 +44,14 @@ class JobBoard:
         raises; later faults leave the last board standing."""
         age = trio.current_time() - self._seen
         if age > self._interval:
-            done = self._refreshing or self._start()
+            done = self._refreshing if self._refreshing is not None else self._start()
             if age > STALE * self._interval:
                 await done.wait()
                 if self._seen == -float("inf") and self._error is not None:
                     raise self._error.again()
-        return self._known()
+        return self.known()
 
-    def _known(self) -> Mapping[str, Job]:
+    def known(self) -> Mapping[str, Job]:
         """What was seen, and what we submitted since."""
         known = dict(self._jobs)
         for record in self._submissions.all():
@@ -101,11 +101,10 @@ class JobBoard:
         ended = {job.id for job in self._jobs.values() if job.state.is_over}
         return bool((set(self._jobs) | mine) - set(active) - ended)
 
-    def cancelled(self, job_id: str) -> None:
+    def cancelled(self, job: Job) -> None:
         """Our own cancel went through: shown at once, until the scheduler agrees."""
-        job = self._jobs.get(job_id)
-        if job is not None and not job.state.is_over:
-            self._jobs[job_id] = msgspec.structs.replace(
+        if not job.state.is_over:
+            self._jobs[job.id] = msgspec.structs.replace(
                 job, state=JobState.CANCELLED, state_text="CANCELLED"
             )
 

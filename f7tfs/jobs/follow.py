@@ -80,7 +80,8 @@ class Output:
         if self._have and stat.size - self._have <= limit:
             try:
                 self._keep(await self._cluster.tail(self.path, self._have), self._have)
-            except (Unsupported, TooLarge):
+            except (Unsupported, TooLarge, NotFound):
+                # NotFound: text that speaks of a missing file makes v1's reply an error (FACTS §2).
                 pass
             else:
                 return

@@ -8,6 +8,7 @@ jobs/ID/           status, status.json, script, stdout, stderr of a job
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from f7tfs.transfers.submit import Drop, Submissions
 from f7tfs.tree.nodes import Node
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, ReadOnlyText, Wing, wants_writing
 
+log = logging.getLogger("f7tfs.jobs")
 ERROR = ".error"
 JOB_FILES = ("status", "status.json", "script", "stdout", "stderr")
 
@@ -157,7 +159,11 @@ class JobsWing(Wing):
         for drop in self._submissions.all():
             names.append(f"{drop.name}{ERROR}" if drop.state == "refused" else drop.name)
         found = [(name, await self._look_at_root(name)) for name in dict.fromkeys(names)]
-        jobs = await self._board.jobs()
+        try:
+            jobs = await self._board.jobs()
+        except F7tfsError as error:  # the names that were dropped here are known all the same
+            log.warning("jobs/ shows only what this mount submitted: %s", error)
+            jobs = self._board.known()
         return found + [(job_id, self._directory_look(0o555)) for job_id in jobs]
 
     # Opening.
@@ -278,9 +284,10 @@ class JobsWing(Wing):
             raise NotFound(name)
         if walks(caller.pid, self._path):
             raise NotPermitted(f"{name}: a walk through jobs/ cancels nothing; name the script")
+        known = self._board.known()
         job_id = await self._submissions.remove(name)
         if job_id is not None:
-            self._board.cancelled(job_id)
+            self._board.cancelled(known[job_id])
 
     async def rmdir(self, parent: Node, name: str) -> None:
         raise NotPermitted("a job is cancelled by removing the script that was dropped")

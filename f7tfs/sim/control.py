@@ -5,6 +5,7 @@
   "object_store": {"bytes_in", "bytes_out", "GET", "POST"}}; POST /_sim/calls/reset
 - GET /_sim/log?last=N: the last N requests with method, path, params and status
 - POST /_sim/sweep: look for staged uploads now; answers when the downloads it began have ended
+- GET /_sim/tasks/{id}: {"states": [...]}, every state as GET /tasks/{id} would have shown it
 - POST /_sim/token: JSON {"user", "lifetime", "scope"}, any of them; mints any token
 - POST, GET, DELETE /_sim/faults: see f7tfs.sim.faults
 """
@@ -20,6 +21,7 @@ from starlette.routing import Route
 from f7tfs.sim.gate import Gate
 from f7tfs.sim.objects import ObjectStore
 from f7tfs.sim.replies import reply
+from f7tfs.sim.tasks import TaskBook
 from f7tfs.sim.tokens import SCOPE, Tokens
 
 
@@ -28,6 +30,7 @@ class Control:
         self,
         store: ObjectStore,
         tokens: Tokens,
+        book: TaskBook,
         sweep: Callable[[], Awaitable[None]],
         user: str,
     ) -> None:
@@ -35,6 +38,7 @@ class Control:
         """Set once, when the gate is put in front of the application."""
         self._store = store
         self._tokens = tokens
+        self._book = book
         self._sweep = sweep
         self._user = user
 
@@ -45,6 +49,7 @@ class Control:
             Route("/_sim/calls/reset", self._reset, methods=["POST"]),
             Route("/_sim/log", self._log, methods=["GET"]),
             Route("/_sim/sweep", self._sweep_now, methods=["POST"]),
+            Route("/_sim/tasks/{ident}", self._task, methods=["GET"]),
             Route("/_sim/token", self._token, methods=["POST"]),
             Route("/_sim/faults", self._add_faults, methods=["POST"]),
             Route("/_sim/faults", self._faults, methods=["GET"]),
@@ -88,6 +93,12 @@ class Control:
     async def _sweep_now(self, request: Request) -> Response:
         await self._sweep()
         return reply({})
+
+    async def _task(self, request: Request) -> Response:
+        task = self._book.find(request.path_params["ident"])
+        url = f"/tasks/{request.path_params['ident']}"
+        states = [] if task is None else [task.record(s) | {"task_url": url} for s in task.history]
+        return reply({"states": states})
 
     async def _token(self, request: Request) -> Response:
         wish = await request.json()

@@ -112,7 +112,7 @@ class Site:
         self.scheduler = Scheduler(cluster, state / "spool", self.spawn)
         compute = Compute(cluster, tokens, book, self.scheduler, self.spawn)
         internal = InternalTransfers(cluster, book, compute, storage.service)
-        control = Control(store, tokens, storage.sweep, name)
+        control = Control(store, tokens, book, storage.sweep, name)
         routes = [
             Route(TOKEN_PATH, tokens.endpoint, methods=["POST"]),
             *Status(cluster, tokens, options.latency).routes(),

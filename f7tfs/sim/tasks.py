@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
@@ -51,6 +51,12 @@ class Task:
     listed: dict[str, Any] | None
     """The same in redis, for GET /tasks?tasks=; None once expired there."""
     unlisted_at: float | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """All that `shown` ever was, for tests: some states last milliseconds."""
+
+    def show(self, state: dict[str, Any]) -> None:
+        self.shown = state
+        self.history.append(state)
 
     def record(self, state: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -85,20 +91,21 @@ class TaskBook:
         ident = hashlib.md5(f"{user}-{number}".encode(), usedforsecurity=False).hexdigest()
         state = _state("100", data)
         task = Task(ident, user, service, system, timestamp(), state, state)
+        task.show(state)
         self._tasks[ident] = task
         return task
 
     def update(self, task: Task, status: str, data: Any = None, listed: Any = None) -> None:
         """`listed` is the internal record, where it differs from what is shown."""
         shown = DESCRIPTIONS[status] if data is None else data
-        task.shown = _state(status, shown)
+        task.show(_state(status, shown))
         task.listed = task.shown if listed is None else _state(status, listed)
         task.unlisted_at = None
 
     def invalidate(self, task: Task) -> None:
         """Changes the memory copy only; redis drops its copy later."""
         old = task.shown["last_modify"]
-        task.shown = _state("302", "") | {"last_modify": old, "updated_at": old}
+        task.show(_state("302", "") | {"last_modify": old, "updated_at": old})
         if task.unlisted_at is None:
             task.unlisted_at = time.monotonic() + LISTED_AFTER_INVALIDATION
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from f7tfs.errors import Changed, F7tfsError, InvalidArgument, NotADirectory, NotFound, NotPermitted
 from f7tfs.model import Kind
 from f7tfs.tree.nodes import ROOT_INODE, Node, NodeTable
-from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing
+from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
 
 log = logging.getLogger("f7tfs.tree")
 LISTED = "jobs"
@@ -117,7 +117,15 @@ class Tree:
             raise
         keep = version is not None and node.version == version
         node.version = version
-        return self._register(Opened(node, source, keep))
+        handle = self._register(Opened(node, source, keep))
+        if flags & os.O_TRUNC and wants_writing(flags):
+            # Some kernels send a setattr afterwards, some leave it to us: the same twice.
+            try:
+                await self.change(node.ino, Changes(size=0), handle)
+            except BaseException:
+                await self.release(handle)
+                raise
+        return handle
 
     def _register(self, opened: Opened) -> int:
         handle = self._next_handle
@@ -137,8 +145,6 @@ class Tree:
         except BaseException:
             self.nodes.forget(node.ino, 1)
             raise
-        if flags & os.O_TRUNC and look.size:  # made by somebody else since the kernel looked
-            await self.change(node.ino, Changes(size=0), handle)
         return node, await node.wing.look(node), handle
 
     def opened(self, handle: int) -> Opened:
