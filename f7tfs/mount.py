@@ -46,6 +46,7 @@ from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors
 from f7tfs.tree.remote import RemoteWing
 from f7tfs.tree.tree import Tree
+from f7tfs.tree.waiting import Callers
 from f7tfs.tree.wing import Wing
 from f7tfs.zone import ClusterZone
 
@@ -252,7 +253,8 @@ async def _assemble(
         barrier=config.jobs.barrier == "all",
         account=config.jobs.account,
     )
-    floors = Floors(spool, cache, downloads, uploads, disk)
+    callers = Callers()
+    floors = Floors(spool, cache, downloads, uploads, disk, callers)
     remote = RemoteWing(catalog, namespace, removals, times, floors, identity, root=root)
     about = {
         "system": config.system,
@@ -273,6 +275,7 @@ async def _assemble(
             downloads,
             submissions,
             board,
+            callers,
             mountpoint=config.mountpoint,
             directory=config.jobs.working_directory or root,
             partition=config.jobs.partition,
@@ -294,9 +297,13 @@ async def _assemble(
         uploads.retry()
 
     overlays[CONTROL] = ControlWing(
-        report, log=recent_lines, levers={"flush": flush, "refresh": refresh, "retry": retry}
+        report,
+        callers,
+        log=recent_lines,
+        levers={"flush": flush, "refresh": refresh, "retry": retry},
     )
-    mounted.tree = Tree(remote, overlays)
+    mounted.tree = Tree(remote, overlays, callers)
+    nursery.start_soon(callers.watch)
     nursery.start_soon(uploads.run)
     nursery.start_soon(removals.run)
     await submissions.resume()

@@ -97,7 +97,8 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         try:
-            node, look = await self._tree.lookup(parent_inode, _text(name))
+            with self._tree.callers.interruptible(ctx.pid):
+                node, look = await self._tree.lookup(parent_inode, _text(name))
         except NotFound:
             absent = pyfuse3.EntryAttributes()  # inode 0: the kernel keeps the absence
             absent.st_ino = cast(Any, 0)
@@ -112,7 +113,8 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        look = await self._tree.look(inode)
+        with self._tree.callers.interruptible(ctx.pid):
+            look = await self._tree.look(inode)
         return self._attributes(self._tree.node(inode), look)
 
     @answered
@@ -136,17 +138,20 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        return await self._tree.may(inode, mode)
+        with self._tree.callers.interruptible(ctx.pid):
+            return await self._tree.may(inode, mode)
 
     @answered
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        return os.fsencode(await self._tree.readlink(inode))
+        with self._tree.callers.interruptible(ctx.pid):
+            return os.fsencode(await self._tree.readlink(inode))
 
     # Files.
 
     @answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        handle = await self._tree.open(inode, flags, _caller(ctx))
+        with self._tree.callers.interruptible(ctx.pid):
+            handle = await self._tree.open(inode, flags, _caller(ctx))
         return self._file_info(handle)
 
     def _file_info(self, handle: int) -> pyfuse3.FileInfo:
@@ -217,7 +222,8 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        return await self._tree.open_directory(inode)
+        with self._tree.callers.interruptible(ctx.pid):
+            return await self._tree.open_directory(inode)
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -306,7 +312,8 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._tree.attribute(inode, _text(name))
+        with self._tree.callers.interruptible(ctx.pid):
+            return await self._tree.attribute(inode, _text(name))
 
     @answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:

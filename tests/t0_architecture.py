@@ -21,7 +21,8 @@ FLOORS = [
     {"operations"},
     {"config", "service"},
     {"mount"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 RANK = {part: rank for rank, floor in enumerate(FLOORS) for part in floor}
 MODULES = sorted(PACKAGE.rglob("*.py"))

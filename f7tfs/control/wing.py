@@ -16,7 +16,7 @@ from f7tfs.control.report import Report
 from f7tfs.errors import IsADirectory, NotFound, NotPermitted
 from f7tfs.model import Kind
 from f7tfs.tree.nodes import Node
-from f7tfs.tree.waiting import interruptible
+from f7tfs.tree.waiting import Callers
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, ReadOnlyText, Wing, wants_writing
 
 OUTSIDE = "outside"  # where symlinks that leave the mount lead
@@ -27,6 +27,7 @@ class ControlWing(Wing):
     def __init__(
         self,
         report: Report,
+        callers: Callers,
         *,
         log: Callable[[], list[str]],
         levers: dict[str, Callable[[str], Awaitable[None]]],
@@ -39,6 +40,7 @@ class ControlWing(Wing):
             "log": lambda: "".join(f"{line}\n" for line in log()),
         }
         self._levers = levers
+        self._callers = callers
         self._uid, self._gid = os.getuid(), os.getgid()
 
     async def look(self, node: Node) -> Look:
@@ -73,7 +75,7 @@ class ControlWing(Wing):
         if name in self._texts and not wants_writing(flags):
             return ReadOnlyText(self._texts[name]().encode())
         if name in self._levers and wants_writing(flags):
-            return _Lever(self._levers[name], caller)
+            return _Lever(self._levers[name], self._callers, caller)
         if name == OUTSIDE:
             raise IsADirectory(name)
         raise NotPermitted(f"{name} cannot be opened so")
@@ -90,8 +92,11 @@ class _Lever:
 
     is_direct = True
 
-    def __init__(self, pull: Callable[[str], Awaitable[None]], caller: Caller) -> None:
+    def __init__(
+        self, pull: Callable[[str], Awaitable[None]], callers: Callers, caller: Caller
+    ) -> None:
         self._pull = pull
+        self._callers = callers
         self._pid = caller.pid
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -99,7 +104,8 @@ class _Lever:
 
     async def write(self, offset: int, data: bytes) -> int:
         text = data.decode(errors="surrogateescape").strip()
-        await interruptible(self._pid, lambda: self._pull(text))
+        with self._callers.interruptible(self._pid):
+            await self._pull(text)
         return len(data)
 
     async def flush(self, caller: Caller) -> None:

@@ -17,7 +17,7 @@ from f7tfs.catalog import Catalog
 from f7tfs.errors import NotFound, NotPermitted, TooLarge, Unsupported
 from f7tfs.model import Kind, RemotePath, Stat
 from f7tfs.transfers.download import Downloads
-from f7tfs.tree.waiting import interruptible
+from f7tfs.tree.waiting import Callers
 from f7tfs.tree.wing import Caller
 
 COPY = 1 << 20
@@ -115,12 +115,14 @@ class OutputHandle:
 
     is_direct = True
 
-    def __init__(self, output: Output, caller: Caller) -> None:
+    def __init__(self, output: Output, callers: Callers, caller: Caller) -> None:
         self._output = output
+        self._callers = callers
         self._pid = caller.pid
 
     async def read(self, offset: int, size: int) -> bytes:
-        return await interruptible(self._pid, lambda: self._output.read(offset, size))
+        with self._callers.interruptible(self._pid):
+            return await self._output.read(offset, size)
 
     async def write(self, offset: int, data: bytes) -> int:
         raise NotPermitted("job output is written by the job")

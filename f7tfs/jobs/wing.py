@@ -34,6 +34,7 @@ from f7tfs.model import Job, Kind, remote_path
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.submit import Drop, Submissions
 from f7tfs.tree.nodes import Node
+from f7tfs.tree.waiting import Callers
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, ReadOnlyText, Wing, wants_writing
 
 log = logging.getLogger("f7tfs.jobs")
@@ -49,6 +50,7 @@ class JobsWing(Wing):
         downloads: Downloads,
         submissions: Submissions,
         board: JobBoard,
+        callers: Callers,
         *,
         mountpoint: Path,
         directory: str,
@@ -60,6 +62,7 @@ class JobsWing(Wing):
         self._downloads = downloads
         self._submissions = submissions
         self._board = board
+        self._callers = callers
         self._path = mountpoint / "jobs"
         self._directory = directory
         self._partition = partition
@@ -194,7 +197,7 @@ class JobsWing(Wing):
         if parts[1] not in self._files_of(job):
             raise NotFound(parts[1])
         if parts[1] in {"stdout", "stderr"}:
-            return OutputHandle(self._output(job, parts[1]), caller)
+            return OutputHandle(self._output(job, parts[1]), self._callers, caller)
         if parts[1] == "script":
             drop = self._submissions.of_job(job.id)
             if drop is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from urllib.parse import quote
@@ -17,7 +18,7 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 def attachment(name: str, content: bytes, wanted: str | None) -> Response:
     disposition = f"attachment; {_filename(name)}"
     if "\x7f" in disposition:  # gunicorn refuses to send it
-        shown = repr(repr(disposition)).replace('"', "&quot;")
+        shown = html.escape(repr(repr(disposition)))
         return gunicorn_page(400, "Bad Request", f"Invalid HTTP Header: {shown}")
     headers = {"Content-Disposition": disposition, "Accept-Ranges": "bytes"}
     kind = "application/octet-stream"

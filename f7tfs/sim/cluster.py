@@ -9,6 +9,7 @@ unquoted, at its line 70: that is reproduced, not imitated, so the folding of sp
 from __future__ import annotations
 
 import base64
+import io
 import os
 import pwd
 import stat
@@ -272,7 +273,8 @@ def judge(code: int, stdout: bytes, stderr: bytes) -> Outcome:
     if code != 0 or complaint:
         return Outcome(error=complaint, code=code or 1)
     try:
-        output = stdout.decode()
+        # the server decodes line by line: the position in the message counts from the line's start
+        output = "".join(line.decode() for line in io.BytesIO(stdout))
     except UnicodeDecodeError as mistake:
         return Outcome(error=str(mistake), code=1)
     if any(words in output for words in POISON):

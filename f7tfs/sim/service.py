@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 import trio
 from starlette.datastructures import UploadFile
@@ -85,12 +87,26 @@ class Service:
         return Route(f"{self.prefix}{path}", endpoint, methods=[method])
 
 
+def query_of(request: Request) -> dict[str, str]:
+    """Bytes that are no UTF-8 stay percent-encoded, literally (§3), as werkzeug leaves them."""
+    pairs = parse_qsl(
+        request.scope["query_string"].decode("latin-1"),
+        keep_blank_values=True,
+        errors="surrogateescape",
+    )
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        literal = re.sub("[\udc80-\udcff]", lambda bad: f"%{ord(bad[0]) - 0xDC00:02X}", value)
+        found.setdefault(name, literal)
+    return found
+
+
 async def read_parameters(
     request: Request,
 ) -> tuple[dict[str, str], dict[str, tuple[str, bytes]], bool]:
     """GET: the query; else the form. Read before the lock: nginx buffers bodies for the server."""
     if request.method in {"GET", "HEAD"}:
-        return dict(request.query_params), {}, False
+        return query_of(request), {}, False
     if int(request.headers.get("content-length", "0")) > BODY_LIMIT:
         async for _ in request.stream():
             pass

@@ -27,6 +27,7 @@ from f7tfs.errors import (
     F7tfsError,
     NameNotSupported,
     NotFound,
+    NotPermitted,
     OutcomeUnknown,
     PermissionDenied,
     QuotaExceeded,
@@ -96,7 +97,14 @@ class Workplace:
                 await self._cluster.make_directory(self._directory)
             except Exists:
                 self._usable = True
-            except (PermissionDenied, ReadOnly, QuotaExceeded, NameNotSupported, NotFound) as error:
+            except (
+                PermissionDenied,
+                NotPermitted,
+                ReadOnly,
+                QuotaExceeded,
+                NameNotSupported,
+                NotFound,
+            ) as error:
                 log.info("no working directory at %s: %s", self._directory, error)
                 self._usable = False
             else:

@@ -21,7 +21,7 @@ from f7tfs.errors import Changed, NoLocalSpace
 from f7tfs.model import Attributes, RemotePath
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.upload import Uploads
-from f7tfs.tree.waiting import interruptible
+from f7tfs.tree.waiting import Callers
 from f7tfs.tree.wing import Caller
 
 
@@ -29,13 +29,20 @@ class Floors:
     """What open files stand on."""
 
     def __init__(
-        self, spool: Spool, cache: Cache, downloads: Downloads, uploads: Uploads, disk: Disk
+        self,
+        spool: Spool,
+        cache: Cache,
+        downloads: Downloads,
+        uploads: Uploads,
+        disk: Disk,
+        callers: Callers,
     ) -> None:
         self.spool = spool
         self.cache = cache
         self.downloads = downloads
         self.uploads = uploads
         self.disk = disk
+        self.callers = callers
 
 
 class Shared:
@@ -136,7 +143,8 @@ class Shared:
             return
         content = self.use_content()
         if not content.is_complete:
-            await interruptible(pid, lambda: self._floors.downloads.wait(content, 0, content.size))
+            with self._floors.callers.interruptible(pid):
+                await self._floors.downloads.wait(content, 0, content.size)
         self._floors.spool.reserve(content.size)
         await self._floors.disk.copy(content.fd, entry.fd, content.size)
 
@@ -185,9 +193,8 @@ class RemoteHandle:
             self._refresh(shared)
             content = shared.use_content()
         if not content.has(offset, size):
-            await interruptible(
-                self._pid, lambda: self._floors.downloads.wait(content, offset, size)
-            )
+            with self._floors.callers.interruptible(self._pid):
+                await self._floors.downloads.wait(content, offset, size)
             if shared.entry is not None:  # written to while we waited
                 return os.pread(shared.entry.fd, size, offset)
         return content.read(offset, size)

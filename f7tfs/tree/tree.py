@@ -12,9 +12,12 @@ import logging
 import os
 from collections.abc import Mapping
 
+import trio
+
 from f7tfs.errors import Changed, F7tfsError, InvalidArgument, NotADirectory, NotFound, NotPermitted
 from f7tfs.model import Kind
 from f7tfs.tree.nodes import ROOT_INODE, Node, NodeTable
+from f7tfs.tree.waiting import Callers
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
 
 log = logging.getLogger("f7tfs.tree")
@@ -27,10 +30,10 @@ class Opened:
 
     __slots__ = ("keep_cache", "node", "source")
 
-    def __init__(self, node: Node, source: OpenFile, keep_cache: bool) -> None:
+    def __init__(self, node: Node, source: OpenFile) -> None:
         self.node = node
         self.source = source
-        self.keep_cache = keep_cache
+        self.keep_cache = False  # whether the kernel's pages are still of this version
 
 
 class OpenedDirectory:
@@ -44,9 +47,10 @@ class OpenedDirectory:
 
 
 class Tree:
-    def __init__(self, root: Wing, overlays: Mapping[str, Wing]) -> None:
+    def __init__(self, root: Wing, overlays: Mapping[str, Wing], callers: Callers) -> None:
         self.nodes = NodeTable(root)
         self._overlays = dict(overlays)
+        self.callers = callers
         self._files: dict[int, Opened] = {}
         self._directories: dict[int, OpenedDirectory] = {}
         self._next_handle = 1
@@ -111,20 +115,22 @@ class Tree:
         self.nodes.opening(node)
         try:
             source = await node.wing.open(node, flags, caller)
-            version = (await node.wing.look(node)).version if not source.is_direct else None
         except BaseException:
             self.nodes.closing(node)
             raise
-        keep = version is not None and node.version == version
-        node.version = version
-        handle = self._register(Opened(node, source, keep))
-        if flags & os.O_TRUNC and wants_writing(flags):
-            # Some kernels send a setattr afterwards, some leave it to us: the same twice.
-            try:
+        handle = self._register(Opened(node, source))
+        try:
+            if flags & os.O_TRUNC and wants_writing(flags):
+                # The kernel leaves it to us (docs/decisions): no setattr follows.
                 await self.change(node.ino, Changes(size=0), handle)
-            except BaseException:
+            elif not source.is_direct:
+                version = (await node.wing.look(node)).version
+                self._files[handle].keep_cache = node.version == version
+                node.version = version
+        except BaseException:
+            with trio.CancelScope(shield=True):
                 await self.release(handle)
-                raise
+            raise
         return handle
 
     def _register(self, opened: Opened) -> int:

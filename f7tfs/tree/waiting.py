@@ -1,18 +1,19 @@
-"""Waits that a signal ends. pyfuse3 never sees FUSE_INTERRUPT, so the caller's pending signals
-are looked up in /proc while it waits (FUSE.md "Interruptible waits")."""
+"""Waits that a signal ends. pyfuse3 never sees FUSE_INTERRUPT, so the pending signals of callers
+that wait are looked up in /proc (FUSE.md "Interruptible waits").
+
+One watcher serves all: a wait costs a cancel scope and a dictionary entry, no task of its own.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Iterator
 
-import outcome
 import trio
 
 from f7tfs.errors import Interrupted
 
-T = TypeVar("T")
 INTERVAL = 0.2  # seconds between looks
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGQUIT)
 _MASK = sum(1 << (number - 1) for number in _ENDING)
@@ -20,8 +21,6 @@ _MASK = sum(1 << (number - 1) for number in _ENDING)
 
 def has_signal(pid: int) -> bool:
     """Whether a signal that would end `pid` (a thread id) waits for it, or it is gone."""
-    if pid <= 0:
-        return False
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
             fields = dict(line.split(":", 1) for line in status if ":" in line)
@@ -32,25 +31,39 @@ def has_signal(pid: int) -> bool:
     return bool(pending & ~ignored & _MASK)
 
 
-async def interruptible(pid: int, work: Callable[[], Awaitable[T]]) -> T:
-    """Await `work()`, but raise Interrupted once the caller has a signal pending. What `work`
-    waits for goes on without it. No exception leaves the inner nursery, so none is wrapped."""
-    result: outcome.Outcome[T] | None = None
-    interrupted = False
-    async with trio.open_nursery() as nursery:
+class Callers:
+    """Who waits at the moment, and the watcher that ends their waits."""
 
-        async def run() -> None:
-            nonlocal result
-            result = await outcome.acapture(work)
-            nursery.cancel_scope.cancel()
+    def __init__(self) -> None:
+        self._waiting: dict[trio.CancelScope, int] = {}
+        self._somebody = trio.Event()
 
-        nursery.start_soon(run)
+    @contextlib.contextmanager
+    def interruptible(self, pid: int) -> Iterator[None]:
+        """Raises Interrupted out of the block once the caller has a signal pending. What the block
+        waits for goes on without it. `pid` 0 (the kernel itself) is never interrupted."""
+        if pid <= 0:
+            yield
+            return
+        with trio.CancelScope() as scope:
+            self._waiting[scope] = pid
+            self._somebody.set()
+            try:
+                yield
+            finally:
+                del self._waiting[scope]
+        if scope.cancelled_caught:
+            raise Interrupted("a signal ended the wait")
+
+    async def watch(self) -> None:
+        """Look for signals while somebody waits, for ever."""
         while True:
+            await self._somebody.wait()
+            # Whoever waits less than an interval costs no look.
+            before = set(self._waiting)
             await trio.sleep(INTERVAL)
-            if has_signal(pid):
-                interrupted = True
-                nursery.cancel_scope.cancel()
-                break
-    if interrupted or result is None:
-        raise Interrupted("a signal ended the wait")
-    return result.unwrap()
+            for scope, pid in list(self._waiting.items()):
+                if scope in before and has_signal(pid):
+                    scope.cancel()
+            if not self._waiting:
+                self._somebody = trio.Event()
