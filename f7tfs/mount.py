@@ -58,7 +58,10 @@ class Mounted:
 
     tree: Tree
 
-    def __init__(self, spool: Spool, cache: Cache, uploads: Uploads, removals: Removals) -> None:
+    def __init__(
+        self, spool: Spool, cache: Cache, uploads: Uploads, removals: Removals, floors: Floors
+    ) -> None:
+        self.floors = floors
         self.spool = spool
         self.cache = cache
         self.uploads = uploads
@@ -111,7 +114,8 @@ async def serve(config: Config, *, ready: Callable[[], None]) -> None:
                             return
 
                 async def announce() -> None:
-                    await door.raise_limits()  # answered by the door itself: it serves
+                    # The door itself answers the look at its mountpoint: it serves.
+                    mounted.floors.waits_in_open = not await door.raise_background_limit()
                     ready()
 
                 nursery.start_soon(stop_on_signal)
@@ -281,7 +285,7 @@ async def _assemble(
             partition=config.jobs.partition,
             interval=config.jobs.poll_interval,
         )
-    mounted = Mounted(spool, cache, uploads, removals)
+    mounted = Mounted(spool, cache, uploads, removals, floors)
 
     async def flush(_: str) -> None:
         await mounted.everything_there()

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import stat as stat_module
+import subprocess
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,6 +29,7 @@ log = logging.getLogger("f7tfs.door")
 BLOCK_SIZE = 1 << 20  # st_blksize: cp then writes 1 MiB at a time, 3.3 times as fast (PERFORMANCE)
 MAX_TASKS = 2000  # stalled requests must not stop others (FUSE.md)
 MAX_BACKGROUND, CONGESTION = 1000, 900
+CONTROL = Path("/sys/fs/fuse/connections")
 
 H = TypeVar("H", bound=Callable[..., Coroutine[Any, Any, Any]])
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOTSUP, errno.EEXIST, errno.ENOTEMPTY, errno.EINTR}
@@ -355,22 +357,29 @@ class Door:
         """Answer the kernel until the mount ends: by unmount, or by cancellation."""
         await pyfuse3.main(max_tasks=MAX_TASKS)
 
-    def raise_background_limit(self) -> bool:
+    async def raise_background_limit(self) -> bool:
         """The kernel lets 12 buffered reads wait at once; more would stop reads of ready files
-        (FUSE.md). True if the limit could be raised."""
+        (FUSE.md). True if the limit could be raised. In a thread, because the stat of our own
+        mountpoint is answered by this very loop."""
+        return await trio.to_thread.run_sync(self._raise_background_limit, abandon_on_cancel=True)
+
+    def _raise_background_limit(self) -> bool:
         minor = os.minor(os.lstat(self._mountpoint).st_dev)
-        control = Path("/sys/fs/fuse/connections") / str(minor)
+        control = CONTROL / str(minor)
         try:
+            if not control.exists() and os.getuid() == 0:
+                subprocess.run(
+                    ["mount", "-t", "fusectl", "none", str(CONTROL)],
+                    check=False,
+                    timeout=5,
+                    capture_output=True,
+                )
             (control / "max_background").write_text(str(MAX_BACKGROUND))
             (control / "congestion_threshold").write_text(str(CONGESTION))
-        except OSError as error:
-            log.info("the kernel's limit of waiting reads stays at its default: %s", error)
+        except (OSError, subprocess.SubprocessError) as error:
+            log.info("waiting for content happens in open, because at most 12 reads may: %s", error)
             return False
         return True
-
-    async def raise_limits(self) -> None:
-        """In a thread, because the stat of our own mountpoint is answered by this very loop."""
-        await trio.to_thread.run_sync(self.raise_background_limit, abandon_on_cancel=True)
 
     def close(self, *, unmount: bool) -> None:
         if self._is_mounted:

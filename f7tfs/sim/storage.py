@@ -40,12 +40,13 @@ class Upload:
     target: str
     key: str
     shown: dict[str, Any]
-    """The 111 payload, which 112 and 115 show again."""
+    """The 111 payload, which 112 and (with its own status) 115 show again."""
     listed: dict[str, Any]
 
-    def at(self, status: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The form once more, as 112 and 115 show it."""
-        return {**self.shown, "status": status}, {**self.listed, "status": status}
+    @property
+    def failed(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The form once more, as 115 shows it: without a word of what went wrong."""
+        return {**self.shown, "status": "115"}, {**self.listed, "status": "115"}
 
     @property
     def done(self) -> dict[str, str]:
@@ -172,7 +173,7 @@ class Storage:
     async def _fetch(self, upload: Upload) -> None:
         """The cluster downloads in place as the user: truncates, grows, keeps the inode (§6)."""
         book, cluster = self._book, self._cluster
-        book.update(upload.task, "112", *upload.at("112"))
+        book.update(upload.task, "112", upload.shown, upload.listed)
         await trio.sleep(0.005)
         book.update(upload.task, "113", upload.done)
         stored = self._store.find(upload.user, upload.key)
@@ -186,7 +187,7 @@ class Storage:
             self._store.delete(upload.user, upload.key)
             book.update(upload.task, "114", upload.done)
         else:
-            book.update(upload.task, "115", *upload.at("115"))
+            book.update(upload.task, "115", *upload.failed)
             self._pending[upload.task.id] = upload  # not final: the next sweep tries again
 
     async def sweep_forever(self) -> None:

@@ -138,7 +138,9 @@ class Utilities:
         )
         command = f"ls {options} --quoting-style=c --time-style=+%Y-%m-%dT%H:%M:%S -- '{path}'"
         text = await self._run(call, "ls", command, (path,), follows=call.flag("followLinks"))
-        output: list[Any] = listing.names(text) if plain else listing.entries(text, recursive=recursive)
+        output: list[Any] = (
+            listing.names(text) if plain else listing.entries(text, recursive=recursive)
+        )
         return reply({"description": "List of contents", "output": page(call, output)})
 
     async def stat(self, call: Call) -> Response:

@@ -43,6 +43,7 @@ class Floors:
         self.uploads = uploads
         self.disk = disk
         self.callers = callers
+        self.waits_in_open = False  # the kernel lets too few reads wait (FUSE.md)
 
 
 class Shared:

@@ -11,6 +11,8 @@ import os
 import posixpath
 from collections.abc import Mapping
 
+import trio
+
 from f7tfs.catalog import HIDDEN_PREFIX, Catalog
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
@@ -175,7 +177,15 @@ class RemoteWing(Wing):
                 shared.attach(entry)
             elif attributes is not None and shared.attributes is not None:
                 self._show_if_newer(shared, attributes)
-        return self._handle(node, shared, flags, caller)
+        handle = self._handle(node, shared, flags, caller)
+        if self._floors.waits_in_open and flags & os.O_ACCMODE == os.O_RDONLY:
+            try:
+                await handle.read(0, 1)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await handle.release()
+                raise
+        return handle
 
     def _require_openable(self, path: RemotePath, attributes: Attributes, flags: int) -> None:
         if attributes.is_directory:
