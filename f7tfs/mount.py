@@ -45,6 +45,7 @@ from f7tfs.transfers.upload import Uploads
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors
 from f7tfs.tree.remote import RemoteWing
+from f7tfs.tree.temporaries import is_junk
 from f7tfs.tree.tree import Tree
 from f7tfs.tree.waiting import Callers
 from f7tfs.tree.wing import Wing
@@ -245,6 +246,7 @@ async def _assemble(
         delay=config.writeback_delay,
         hold=config.temp_hold,
         parallel=config.parallel_transfers,
+        is_junk=is_junk,
     )
     removals = Removals(namespace, catalog, spool, uploads, journal)
     submissions = Submissions(

@@ -73,6 +73,7 @@ class SpoolEntry:
         self.version = 1
         self.journaled = 0  # the generation that the journal knows
         self.writers = 0  # open handles that may write
+        self.is_running = False  # an attempt is under way or waits for its place
         self.users = 0  # whoever needs the descriptor: handles and transfers
         self.due = 0.0  # trio time
         self.attempts = 0
@@ -91,6 +92,11 @@ class SpoolEntry:
     @property
     def size(self) -> int:
         return os.fstat(self.fd).st_size
+
+    @property
+    def is_junk(self) -> bool:
+        """Held for ever: a swap file or a desktop's dropping."""
+        return self.state is State.HELD and self.due == float("inf")
 
     @property
     def is_gone(self) -> bool:
@@ -167,8 +173,10 @@ class Spool:
         return iter(list(self._by_id.values()))
 
     def owed(self) -> list[SpoolEntry]:
-        """Entries whose content is still owed to the cluster."""
-        return [entry for entry in self if entry.state not in {State.OPEN, State.GONE}]
+        """Entries whose content is still owed to the cluster; junk never is."""
+        return [
+            one for one in self if one.state not in {State.OPEN, State.GONE} and not one.is_junk
+        ]
 
     # Making and changing.
 

@@ -319,8 +319,15 @@ class Attempts:
                     return
             entry.in_place = True
             await self._spool.save(entry)
-            await self._transport(entry, entry.path, version)
-            stat = await self._prove(entry, entry.path, version)
+            try:
+                await self._transport(entry, entry.path, version)
+                stat = await self._prove(entry, entry.path, version)
+            except Superseded:
+                # What is there now came from us: the next attempt starts from it.
+                ours = await self._namespace.find(entry.path)
+                entry.base = ours.fingerprint if ours is not None else None
+                entry.in_place = False
+                raise
             if stat.mode & 0o7777 != entry.permissions and stat.uid == self._identity.uid:
                 await self._cluster.change_mode(entry.path, entry.permissions)
                 stat = await self._cluster.stat(entry.path)
@@ -366,6 +373,7 @@ class Attempts:
                 await self._spool.commit(entry)
             return
         await self._cache.adopt(self._spool.file_of(entry.id), entry.fd, path, remote)
+        entry.base = remote  # whoever still has it open writes on from here
         if entry.version == version and not entry.is_gone:
             self._spool.unlink(entry)
 

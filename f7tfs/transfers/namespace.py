@@ -23,7 +23,6 @@ from f7tfs.errors import (
     NotEmpty,
     NotFound,
     OutcomeUnknown,
-    ServerError,
 )
 from f7tfs.model import Attributes, Kind, RemotePath, Stat, join, name_of, parent_of
 from f7tfs.transfers.workplace import Workplace, link_archive
@@ -198,40 +197,7 @@ class Namespace:
             self._devices[directory] = (await self._cluster.stat(directory, follow=True)).dev
         return self._devices[directory]
 
-    async def link(self, source: RemotePath, target: RemotePath) -> Attributes:
-        """link(2) of a regular file by a tar (TAR.md). The member would replace a target, so look
-        first; there is no NOREPLACE."""
-        self.require_name(source)
-        self.require_name(target)
-        before = await self._catalog.stat(source)
-        if await self.find(target) is not None:
-            raise Exists(target)
-        directory = common_directory(source, target)
-        archive = link_archive(
-            target[len(directory) :].lstrip("/"), source[len(directory) :].lstrip("/"), hard=True
-        )
-        failure: F7tfsError | None = None
-        try:
-            await self._workplace.extract(archive, directory)
-        except F7tfsError as error:
-            failure = error
-        after = await self.find(target)
-        if after is None or after.ino != before.ino:
-            raise failure or ServerError(f"{target} is not a link to {source}")
-        self._catalog.forget(source)
-        return self._note(target, after)
-
     def _note(self, path: RemotePath, stat: Stat, *, target: str | None = None) -> Attributes:
         attributes = self._catalog.attributes_of(stat, target=target)
         self._catalog.put(path, attributes)
         return attributes
-
-
-def common_directory(one: RemotePath, other: RemotePath) -> RemotePath:
-    """The deepest directory that holds both."""
-    shared = []
-    for left, right in zip(parent_of(one).split("/"), parent_of(other).split("/"), strict=False):
-        if left != right:
-            break
-        shared.append(left)
-    return RemotePath("/".join(shared) or "/")

@@ -7,12 +7,13 @@ parallel. How one attempt travels is in `attempt`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import trio
 
 from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.errors import F7tfsError, RateLimited, ServerError, StagingFailed, Unauthorized
+from f7tfs.model import name_of
 from f7tfs.transfers.attempt import Attempts, Superseded
 
 log = logging.getLogger("f7tfs.upload")
@@ -30,12 +31,14 @@ class Uploads:
         delay: float,
         hold: float,
         parallel: int,
+        is_junk: Callable[[str], bool],
     ) -> None:
         self._spool = spool
         self._attempts = attempts
         self._nursery = nursery
         self._delay = delay
         self._hold = hold
+        self._is_junk = is_junk
         self._limiter = trio.CapacityLimiter(parallel)
         self._wake = trio.Event()
 
@@ -49,12 +52,17 @@ class Uploads:
         entry.error = None
         entry.attempts = 0
         if temporary:
+            entry.due = self._hold_until(entry)  # before the move: others see both at once
             self._spool.move(entry, State.HELD)
-            entry.due = now + self._hold
         else:
             self._spool.move(entry, State.QUEUED)
             entry.due = now + self._delay
         self._poke()
+
+    def _hold_until(self, entry: SpoolEntry) -> float:
+        if self._is_junk(name_of(entry.path)):
+            return float("inf")
+        return trio.current_time() + self._hold
 
     def renamed(self, entry: SpoolEntry, *, temporary: bool) -> None:
         """A dirty file has a new name: an editor's temporary becomes the file, or the other way."""
@@ -84,7 +92,7 @@ class Uploads:
         for entry in entries:
             if entry.state is State.OPEN and entry.journaled == entry.generation:
                 self._spool.move(entry, State.QUEUED)
-            if entry.state in {State.QUEUED, State.HELD}:
+            if entry.state in {State.QUEUED, State.HELD} and not entry.is_junk:
                 self._spool.move(entry, State.QUEUED)
                 entry.due = trio.current_time()
         self._poke()
@@ -110,11 +118,12 @@ class Uploads:
     async def run(self) -> None:
         """Start due attempts for ever."""
         for entry in self._spool:  # what an earlier daemon left is due at once
-            entry.due = trio.current_time() + (self._hold if entry.state is State.HELD else 0.0)
+            held = entry.state is State.HELD
+            entry.due = self._hold_until(entry) if held else trio.current_time()
         while True:
             now, next_due = trio.current_time(), float("inf")
             for entry in self._spool:
-                if entry.state not in {State.QUEUED, State.HELD}:
+                if entry.state not in {State.QUEUED, State.HELD} or entry.is_running:
                     continue
                 if entry.due > now:
                     next_due = min(next_due, entry.due)
@@ -122,6 +131,7 @@ class Uploads:
                 if entry.state is State.HELD:
                     self._spool.move(entry, State.QUEUED)
                 self._spool.move(entry, State.UPLOADING)
+                entry.is_running = True
                 self._nursery.start_soon(self._attempt, entry)
             self._wake = trio.Event()
             with trio.move_on_at(next_due):
@@ -134,7 +144,7 @@ class Uploads:
         self._spool.use(entry)
         try:
             async with self._limiter:
-                if not entry.is_gone:
+                if entry.state is State.UPLOADING:  # nobody opened it while it waited
                     await self._attempts.run(entry)
             if entry.state is State.UPLOADING:  # written to while the last bytes were published
                 self._requeue(entry, self._delay)
@@ -148,7 +158,9 @@ class Uploads:
             log.exception("upload of %s", entry.path)
             await self._failed(entry, ServerError(f"internal error: {error!r}"))
         finally:
+            entry.is_running = False
             self._spool.leave(entry)
+            self._poke()  # it may be due again already
 
     async def _failed(self, entry: SpoolEntry, error: F7tfsError | OSError) -> None:
         if entry.is_gone:

@@ -38,10 +38,10 @@ from f7tfs.model import Kind, RemotePath, is_within, join, name_of, parent_of
 log = logging.getLogger("f7tfs.workplace")
 
 
-def link_archive(name: str, target: str, *, hard: bool = False) -> bytes:
-    """A tar with one link member. Hard: `target` is relative to the extraction directory."""
+def link_archive(name: str, target: str) -> bytes:
+    """A tar with one symlink."""
     member = tarfile.TarInfo(name)
-    member.type = tarfile.LNKTYPE if hard else tarfile.SYMTYPE
+    member.type = tarfile.SYMTYPE
     member.linkname = target
     member.mode = 0o777
     member.mtime = int(time.time())

@@ -18,7 +18,7 @@ from f7tfs.content.cache import Cache, CacheFile
 from f7tfs.content.disk import Disk
 from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.errors import Changed, NoLocalSpace
-from f7tfs.model import Attributes, RemotePath
+from f7tfs.model import Attributes, Fingerprint, RemotePath
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.upload import Uploads
 from f7tfs.tree.waiting import Callers
@@ -74,8 +74,15 @@ class Shared:
             self._floors.spool.leave(self.entry)
             self.entry = None
 
+    def version(self) -> Fingerprint | None:
+        """Of the cluster's file that reads come from; None while it is dirty."""
+        if self.entry is not None:
+            return self.entry.base if self.entry.is_gone else None
+        return self.attributes.fingerprint if self.attributes is not None else None
+
     def show(self, attributes: Attributes) -> None:
         """The cluster has a newer version of this same file (it grew): later reads see it."""
+        self._detach_entry()
         if self.content is not None:
             self._floors.cache.unpin(self.content)
             self.content = None
@@ -111,6 +118,8 @@ class Shared:
                 self.attach(there)
                 return self._reopened(there)
             base = self.attributes.fingerprint if self.attributes is not None else None
+            if self.entry is not None:  # uploaded since, by this very mount
+                base, self.permissions = self.entry.base, self.entry.permissions
             entry = spool.new(self.path, base=base, permissions=self.permissions)
             try:
                 await self._fill(entry, caller_pid, keep)

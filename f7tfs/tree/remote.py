@@ -175,7 +175,7 @@ class RemoteWing(Wing):
                 self._open[node.ino] = shared
             if entry is not None:
                 shared.attach(entry)
-            elif attributes is not None and shared.attributes is not None:
+            elif attributes is not None:
                 self._show_if_newer(shared, attributes)
         handle = self._handle(node, shared, flags, caller)
         if self._floors.waits_in_open and flags & os.O_ACCMODE == os.O_RDONLY:
@@ -199,12 +199,8 @@ class RemoteWing(Wing):
             self._namespace.require_name(path)
 
     def _show_if_newer(self, shared: Shared, attributes: Attributes) -> None:
-        old = shared.attributes
-        if (
-            old is not None
-            and shared.entry is None
-            and not old.fingerprint.agrees(attributes.fingerprint, ignore_ctime=True)
-        ):
+        opened = shared.version()
+        if opened is not None and not opened.agrees(attributes.fingerprint, ignore_ctime=True):
             shared.show(attributes)
 
     def _handle(self, node: Node, shared: Shared, flags: int, caller: Caller) -> RemoteHandle:
@@ -228,14 +224,14 @@ class RemoteWing(Wing):
             released=released,
         )
 
-    def is_replaced(self, node: Node, look: Look) -> bool:
-        """Another file has the name now: what is open keeps its own inode. A file that only grew
-        is still the same."""
+    def let_go_if_replaced(self, node: Node, look: Look) -> bool:
+        """A smaller file under the name is another one, a larger one has grown."""
         shared = self._open.get(node.ino)
-        if shared is None or shared.entry is not None or shared.attributes is None:
+        opened = shared.version() if shared is not None else None
+        if shared is None or opened is None or look.size >= opened.size:
             return False
-        opened = shared.attributes
-        return look.version != (opened.size, opened.mtime) and look.size < opened.size
+        shared.path = None  # what was opened has no name any more
+        return True
 
     async def create(
         self, parent: Node, name: str, permissions: int, flags: int, caller: Caller
@@ -297,16 +293,6 @@ class RemoteWing(Wing):
         await self._require_writable(parent)
         await self._removals.execute_now(path)
         return self._look_of(path, await self._namespace.symlink(target, path))
-
-    async def link(self, node: Node, new_parent: Node, new_name: str) -> Look:
-        source, target = self.path(node), join(self.path(new_parent), new_name)
-        spool = self._floors.spool
-        if spool.at(source) is not None or node.kind is not Kind.FILE:
-            raise NotPermitted("only files that are on the cluster can have hard links")
-        if spool.at(target) is not None:
-            raise Exists(target)
-        await self._removals.execute_now(target)
-        return self._look_of(target, await self._namespace.link(source, target))
 
     async def readlink(self, node: Node) -> str:
         path = self.path(node)

@@ -97,7 +97,7 @@ class Tree:
 
     def _node_for(self, parent: Node, name: str, look: Look, wing: Wing) -> Node:
         known = self.nodes.child(parent, name)
-        if known is not None and known.opened and wing.is_replaced(known, look):
+        if known is not None and known.opened and wing.let_go_if_replaced(known, look):
             self.nodes.detach(known)
         return self.nodes.ensure(parent, name, look.kind, wing)
 
@@ -233,17 +233,6 @@ class Tree:
     async def symlink(self, parent_ino: int, name: str, target: str) -> tuple[Node, Look]:
         parent = self._changeable(parent_ino, name)
         look = await parent.wing.symlink(parent, name, target)
-        node = self._node_for(parent, name, look, parent.wing)
-        self.nodes.remember(node)
-        return node, look
-
-    async def link(self, ino: int, parent_ino: int, name: str) -> tuple[Node, Look]:
-        """A second name of a file gets an inode number of its own: names are what we can follow."""
-        parent = self._changeable(parent_ino, name)
-        source = self.node(ino)
-        if source.wing is not parent.wing:
-            raise NotPermitted("no links between the mount's own names and the cluster")
-        look = await parent.wing.link(source, parent, name)
         node = self._node_for(parent, name, look, parent.wing)
         self.nodes.remember(node)
         return node, look

@@ -80,8 +80,9 @@ class Wing:
     async def open(self, node: Node, flags: int, caller: Caller) -> OpenFile:
         raise NotImplementedError
 
-    def is_replaced(self, node: Node, look: Look) -> bool:
-        """Whether the name now means another file than the one that is open as `node`."""
+    def let_go_if_replaced(self, node: Node, look: Look) -> bool:
+        """Whether the name now means another file than the one that is open as `node`. Then what
+        is open keeps its inode and what it has, without a name."""
         return False
 
     async def create(
@@ -111,9 +112,6 @@ class Wing:
 
     async def symlink(self, parent: Node, name: str, target: str) -> Look:
         raise NotPermitted(f"{name}: no symlinks are made here")
-
-    async def link(self, node: Node, new_parent: Node, new_name: str) -> Look:
-        raise NotPermitted(f"{new_name}: no hard links are made here")
 
     async def readlink(self, node: Node) -> str:
         raise NotPermitted("not a symlink")
