@@ -258,6 +258,7 @@ async def _assemble(
         nursery,
         barrier=config.jobs.barrier == "all",
         account=config.jobs.account,
+        directory=remote_path(config.jobs.working_directory or root),
     )
     callers = Callers()
     floors = Floors(spool, cache, downloads, uploads, disk, callers)

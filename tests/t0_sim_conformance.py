@@ -30,7 +30,6 @@ UNCLAIMED: dict[str, str] = {
     r"jobs-list-with-array-task-state-200": "the array's elements start at once, nothing is waiting",
     r"jobs-list-userJobs-false-task-state-200": "it lists left-overs of earlier recordings",
     r"xfer-internal-.*-job-std(err|out)|xfer-internal-job-script": "checked by their own test below",
-
 }
 NEEDS_ROOT = r"chmod-not-owner|rm-root-owned-dir"
 """Only root can give files to somebody else beforehand."""

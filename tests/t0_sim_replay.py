@@ -76,9 +76,7 @@ class Replay:
 
     def _translate(self, text: str, record: dict[str, Any]) -> str:
         root = str(self.sim.root)
-        text = text.replace("/home/test2", f"{root}/home/test2").replace(
-            HOME, str(self.sim.home)
-        )
+        text = text.replace("/home/test2", f"{root}/home/test2").replace(HOME, str(self.sim.home))
         text = re.sub(r"^/(forbidden|etc)\b", rf"{root}/\1", text)
         for recorded, ours in self._tasks.items():
             text = text.replace(recorded, ours)
@@ -301,7 +299,9 @@ def differences(here: Any, there: Any, record: dict[str, Any], where: str = "") 
         if len(here) != len(there):
             return [f"{where}: {len(here)} items, recorded {len(there)}: {here} / {there}"]
         pairs = zip(here, there, strict=True)
-        return [d for n, (a, b) in enumerate(pairs) for d in differences(a, b, record, f"{where}[{n}]")]
+        return [
+            d for n, (a, b) in enumerate(pairs) for d in differences(a, b, record, f"{where}[{n}]")
+        ]
     if type(here) is not type(there):
         return [f"{where}: {here!r}, recorded {there!r}"]
     if shape or key in LOOSE:

@@ -35,6 +35,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     command_timeout: float
     link_lifetime: float  # of presigned links and forms
     parallel_calls: int  # how many calls at once make sense
+    renames: bool = True  # there is a rename call; else a tar of one link, or `move_by_job`
+    relative_symlinks: bool = True  # the symlink call takes a relative target
+    empty_uploads: bool = True  # an empty file can be uploaded directly
 
 
 class SystemStatus(msgspec.Struct, frozen=True):
@@ -50,6 +53,7 @@ class Ticket(msgspec.Struct, frozen=True):
 
     task_id: str
     path: RemotePath
+    details: str = ""  # the dialect's own, opaque to everybody else
 
 
 class Phase(enum.Enum):
@@ -77,13 +81,25 @@ class UploadForm(msgspec.Struct, frozen=True):
     file_field: str = "file"
 
 
+class UploadParts(msgspec.Struct, frozen=True):
+    """How to bring the bytes to the object store in parts: `urls[i]` takes, by PUT, the bytes from
+    `i * part_size` on (the last part may be shorter); the ETags of the replies, quotes kept, then
+    go to `complete_url` as a CompleteMultipartUpload document."""
+
+    urls: tuple[str, ...]
+    part_size: int
+    complete_url: str
+
+
 class Progress(msgspec.Struct, frozen=True):
     """One observation of a transfer. `path` is what the server says it is about, where it does."""
 
     phase: Phase
     raw: str  # the server's own state, for logs: "113"
     link: str | None = None  # READY downloads: a presigned GET
-    form: UploadForm | None = None  # READY uploads
+    link_lags: bool = False  # the link answers 404 until the object is there: ask the link itself
+    form: UploadForm | None = None  # READY uploads: a form,
+    parts: UploadParts | None = None  # or parts
     error: str | None = None
     path: str | None = None
 
@@ -133,6 +149,11 @@ class Cluster(Protocol):
         """The server's `mv --force`: moves INTO an existing directory. Callers check first."""
         ...
 
+    async def move_by_job(self, source: RemotePath, target: RemotePath) -> Ticket:
+        """`mv` by a job of the scheduler, for dialects without a rename call; follow it with
+        `progress` (DONE only if its log says that the files were moved). Same trap as `rename`."""
+        ...
+
     async def copy(self, source: RemotePath, target: RemotePath) -> None: ...
     async def remove(self, path: RemotePath) -> None:
         """The server's `rm -r`: removes whole trees. Callers check first."""
@@ -180,8 +201,12 @@ class Cluster(Protocol):
         ...
 
     # Jobs.
-    async def submit(self, script: bytes, file_name: str, account: str | None) -> Submitted:
-        """Submit once. Raises Rejected with the scheduler's words; OutcomeUnknown if a job may
+    async def submit(
+        self, script: bytes, tag: str, account: str | None, directory: RemotePath
+    ) -> Submitted:
+        """Submit once. `tag` is unique and shows again: as the uploaded file's name and so in the
+        job's script path (v1), as the job's name (v2). `directory`: where the job works, for
+        dialects that ask for it. Raises Rejected with the scheduler's words; OutcomeUnknown if a job may
         exist all the same."""
         ...
 

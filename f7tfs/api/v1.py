@@ -156,6 +156,9 @@ class V1Cluster:
     async def rename(self, source: RemotePath, target: RemotePath) -> None:
         await self._from_to("PUT", "/utilities/rename", "mv", source, target)
 
+    async def move_by_job(self, source: RemotePath, target: RemotePath) -> Ticket:
+        raise Unsupported("v1 has a rename call")
+
     async def copy(self, source: RemotePath, target: RemotePath) -> None:
         await self._from_to("POST", "/utilities/copy", "cp", source, target)
 
@@ -280,8 +283,11 @@ class V1Cluster:
 
     # Jobs.
 
-    async def submit(self, script: bytes, file_name: str, account: str | None) -> Submitted:
-        return await self._jobs.submit(script, file_name, account)
+    async def submit(
+        self, script: bytes, tag: str, account: str | None, directory: RemotePath
+    ) -> Submitted:
+        """v1 runs the script in a directory of its own making, whatever `directory` (FACTS §9)."""
+        return await self._jobs.submit(script, tag, account)
 
     async def jobs(self, ids: Sequence[str] | None = None) -> list[Job]:
         return await self._jobs.active(ids)

@@ -33,7 +33,7 @@ from f7tfs.errors import (
     RateLimited,
     Unreachable,
 )
-from f7tfs.model import Job
+from f7tfs.model import Job, RemotePath
 from f7tfs.transfers.upload import Uploads
 
 log = logging.getLogger("f7tfs.submit")
@@ -56,6 +56,7 @@ class Submissions:
         *,
         barrier: bool,
         account: str | None,
+        directory: RemotePath,
     ) -> None:
         self._cluster = cluster
         self._journal = journal
@@ -65,6 +66,7 @@ class Submissions:
         self._nursery = nursery
         self._barrier = barrier
         self._account = account
+        self._directory = directory
         self._records: dict[str, SubmitRecord] = {}  # by name; the newest drop of it
         self._ended: dict[str, trio.Event] = {}  # tag → its sending is settled
         self._refusals: dict[str, F7tfsError] = {}  # tag → why, until close() has told it
@@ -193,7 +195,7 @@ class Submissions:
         script = self.script(record)
         await self._move(record.id, state="sending", error="")
         try:
-            done = await self._cluster.submit(script, record.id, self._account)
+            done = await self._cluster.submit(script, record.id, self._account, self._directory)
         except OutcomeUnknown as error:
             await self._move(record.id, state="unknown", error=str(error))
             log.error("it is not known whether %s was submitted: %s", record.name, error)
