@@ -27,9 +27,9 @@ UNCLAIMED: dict[str, str] = {
     r"file-bin": "what file(1) guesses depends on its version",
     r"staging-HEAD-of-the-GET-link": "moto allowed it, a real S3 and the simulator answer 403",
     r"staging-GET-unknown-key": "moto does not check signatures, the simulator does: 403",
-    r"jobs-list-with-array-task-state-200": "the array's elements start at once, nothing is waiting",
+    r"jobs-list-with-array-task-state-200": "the array's elements start at once",
     r"jobs-list-userJobs-false-task-state-200": "it lists left-overs of earlier recordings",
-    r"xfer-internal-.*-job-std(err|out)|xfer-internal-job-script": "checked by their own test below",
+    r"xfer-internal-.*-job-std(err|out)|xfer-internal-job-script": "see t0_sim_behaviour",
 }
 NEEDS_ROOT = r"chmod-not-owner|rm-root-owned-dir"
 """Only root can give files to somebody else beforehand."""

@@ -86,7 +86,7 @@ class Tree:
         self._times.append((self.home / name, accessed, modified))
 
     def foreign(self, path: Path, mode: int, fallback: int) -> None:
-        """Another's (root's), if we can give it away; else ours with the mode that has its effect."""
+        """Root's, if we are root; else ours with the mode that has its effect."""
         self._foreign.add(path)
         self._modes.append((path, mode if os.getuid() == 0 else fallback))
 

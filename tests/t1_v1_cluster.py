@@ -63,6 +63,9 @@ def home(sim: Simulator, request: pytest.FixtureRequest) -> Path:
     return path
 
 
+HOME = remote_path("/")  # v1 has no use for a directory
+
+
 def own(sim: Simulator) -> None:
     """Give what the test made to the user as whom the cluster runs commands."""
     owner = sim.home.stat()
@@ -322,8 +325,8 @@ def test_names_that_are_never_sent(sim: Simulator, home: Path) -> None:
             cluster.upload(bad, b""),
             cluster.stage_download(at(home, "one space")),
             cluster.stage_upload(bad, 1),
-            cluster.submit(b"#!/bin/sh\n", "a;b.sh", None),
-            cluster.submit(b"#!/bin/sh\n", "../x.sh", None),
+            cluster.submit(b"#!/bin/sh\n", "a;b.sh", None, HOME),
+            cluster.submit(b"#!/bin/sh\n", "../x.sh", None, HOME),
         ]
         for call in calls:
             with pytest.raises(NameNotSupported):
@@ -504,7 +507,7 @@ def test_a_job(sim: Simulator) -> None:
     script = b"#!/bin/sh\n#SBATCH --job-name=mine\necho out; sleep 60\n"
 
     async def body(cluster: Cluster, _: StagingArea) -> None:
-        submitted = await cluster.submit(script, "tag-1234.sh", None)
+        submitted = await cluster.submit(script, "tag-1234.sh", None, HOME)
         assert submitted.script_path.endswith("/tag-1234.sh")
         assert submitted.stdout_path
         with trio.fail_after(30):
@@ -536,7 +539,9 @@ def test_a_job(sim: Simulator) -> None:
 
 
 def test_a_refused_job(sim: Simulator) -> None:
-    found = fails(sim, Rejected, lambda cluster: cluster.submit(b"no shebang\n", "x.sh", None))
+    found = fails(
+        sim, Rejected, lambda cluster: cluster.submit(b"no shebang\n", "x.sh", None, HOME)
+    )
     assert "batch script" in str(found)
 
 
@@ -563,7 +568,7 @@ def test_a_lost_reply_is_not_resent(sim: Simulator, home: Path, when: str) -> No
             cluster.rename(at(home, "a"), at(home, "b")),
             cluster.remove(at(home, "b")),
             cluster.upload(at(home, "u"), b"x"),
-            cluster.submit(b"#!/bin/sh\n", "x.sh", None),
+            cluster.submit(b"#!/bin/sh\n", "x.sh", None, HOME),
             cluster.stage_upload(at(home, "s"), 1),
         ]
         for call in calls:
@@ -577,13 +582,17 @@ def test_a_lost_reply_is_not_resent(sim: Simulator, home: Path, when: str) -> No
 
 def test_a_submission_whose_outcome_cannot_be_seen(sim: Simulator) -> None:
     faults(sim, {"match": "GET /tasks", "times": None, "action": {"status": 500}})
-    fails(sim, OutcomeUnknown, lambda cluster: cluster.submit(b"#!/bin/sh\ntrue\n", "x.sh", None))
+    fails(
+        sim,
+        OutcomeUnknown,
+        lambda cluster: cluster.submit(b"#!/bin/sh\ntrue\n", "x.sh", None, HOME),
+    )
     assert calls(sim)["POST /compute/jobs/upload"] == 1
 
 
 def test_a_dying_worker_at_a_submission(sim: Simulator) -> None:
     faults(sim, {"match": "POST /compute/jobs/upload", "action": {"status": 500}})
-    fails(sim, OutcomeUnknown, lambda cluster: cluster.submit(b"#!/bin/sh\n", "x.sh", None))
+    fails(sim, OutcomeUnknown, lambda cluster: cluster.submit(b"#!/bin/sh\n", "x.sh", None, HOME))
 
 
 def test_reads_survive_a_bad_moment(sim: Simulator, home: Path) -> None:
@@ -668,7 +677,7 @@ def test_a_down_cluster(sim: Simulator, home: Path) -> None:
         with pytest.raises(Unreachable):
             await cluster.stat(at(home))
         with pytest.raises(Unreachable):
-            await cluster.submit(b"#!/bin/sh\n", "x.sh", None)
+            await cluster.submit(b"#!/bin/sh\n", "x.sh", None, HOME)
         with pytest.raises(Unreachable):
             await cluster.stage_download(at(home, "f"))
 

@@ -206,8 +206,8 @@ class Cluster(Protocol):
     ) -> Submitted:
         """Submit once. `tag` is unique and shows again: as the uploaded file's name and so in the
         job's script path (v1), as the job's name (v2). `directory`: where the job works, for
-        dialects that ask for it. Raises Rejected with the scheduler's words; OutcomeUnknown if a job may
-        exist all the same."""
+        dialects that ask for it. Raises Rejected with the scheduler's words; OutcomeUnknown if a
+        job may exist all the same."""
         ...
 
     async def jobs(self, ids: Sequence[str] | None = None) -> list[Job]:
