@@ -211,7 +211,7 @@ async def _assemble(
     )
     machine = f"{_journal_key(config, identity)}\n{config.hostname}"
     workplace = Workplace(cluster, catalog, journal, root=root, key=machine)
-    namespace = Namespace(cluster, catalog, workplace, journal)
+    namespace = Namespace(cluster, catalog, workplace, journal, stall_timeout=config.stall_timeout)
     downloads = Downloads(
         cluster,
         storage,
@@ -262,7 +262,7 @@ async def _assemble(
     )
     callers = Callers()
     floors = Floors(spool, cache, downloads, uploads, disk, callers)
-    remote = RemoteWing(catalog, namespace, removals, times, floors, identity, root=root)
+    remote = RemoteWing(catalog, namespace, removals, workplace, times, floors, identity, root=root)
     about = {
         "system": config.system,
         "remote_path": config.remote_path,

@@ -265,7 +265,8 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        raise NotPermitted("hard links are planned; tools copy instead")
+        node, look = await self._tree.link(inode, new_parent_inode, _text(new_name))
+        return self._attributes(node, look)
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -7,6 +7,7 @@ sees. When only `MountDoor` fails a scenario, the fault is in the door.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -427,7 +428,7 @@ class TreeDoor(Door):
     async def _walked(self, path: Path_, *, follow: bool, depth: int = 0) -> Any:
         """(parent node, last name, node or None, look or None), counted until the block ends."""
         if depth > 40:
-            raise OSError(40, "too many links")
+            raise OSError(errno.ELOOP, "too many links")
         tree = self.mounted.tree
         counted: list[int] = []
         try:
@@ -490,7 +491,7 @@ class TreeDoor(Door):
                     )
                     return _TreeHandle(self, made, number)
                 if exclusive and flags & os.O_CREAT:
-                    raise FileExistsError(17, "exists", name)
+                    raise FileExistsError(errno.EEXIST, "exists", name)
                 number = await tree.open(node.ino, sent, Caller())
                 tree.nodes.remember(node)
                 return _TreeHandle(self, node, number)
@@ -593,17 +594,8 @@ class TreeDoor(Door):
         return self._on(path, work, follow=False)
 
     def link(self, source: Path_, target: Path_) -> None:
-        async def work() -> None:
-            async with (
-                self._walked(source, follow=False) as (_, name, node, _),
-                self._walked(target, follow=False) as (parent, new_name, _, _),
-            ):
-                if node is None:
-                    raise NotFound(name)
-                made, _ = await self.mounted.tree.link(node.ino, parent.ino, new_name)
-                self.mounted.tree.forget(made.ino, 1)
-
-        self.run(work)
+        """The tree has no such request: the kernel's door refuses it."""
+        raise PermissionError(errno.EPERM, "hard links are planned", os.fsdecode(target))
 
     def getxattr(self, path: Path_, name: str) -> bytes:
         async def work(node: Node, look: Look) -> bytes:

@@ -267,6 +267,7 @@ class Replay:
                 return "test1"
             owner = f"{self.user}:{self.group}"
             value = value.replace(f" {self.user} {self.group} ", " test1 test1 ")
+            value = value.replace(f"'{self.user}'", "'test1'")
             return value.replace(f" {owner}", " test1:test1").replace(
                 f"CANCELLED by {self.sim.home.stat().st_uid}", "CANCELLED by 1503"
             )

@@ -200,6 +200,10 @@ class Cluster(Protocol):
         """Invalidate a ticket: a courtesy to the server, no guarantee (v1 FACTS §6, §7)."""
         ...
 
+    def litter(self, ticket: Ticket) -> tuple[RemotePath, ...]:
+        """Files that following this ticket to its end leaves on the cluster (v2's job logs)."""
+        ...
+
     # Jobs.
     async def submit(
         self, script: bytes, tag: str, account: str | None, directory: RemotePath

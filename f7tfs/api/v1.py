@@ -281,6 +281,9 @@ class V1Cluster:
         except (ServerError, NotFound):
             pass
 
+    def litter(self, ticket: Ticket) -> tuple[RemotePath, ...]:
+        return ()
+
     # Jobs.
 
     async def submit(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import trio
 
-from f7tfs.sim import serve
 from f7tfs.sim.options import SimError, SimOptions
 
 
@@ -54,6 +53,11 @@ def announce(facts: dict[str, str]) -> None:
 
 def main() -> int:
     options = parse()
+    try:
+        from f7tfs.sim import serve  # late: a missing package is to be one sentence as well
+    except ImportError as missing:
+        print(f"f7tfs.sim: {missing}", file=sys.stderr)
+        return 2
     try:
         trio.run(partial(serve, options, ready=announce))
     except SimError as error:

@@ -10,6 +10,10 @@ class SimError(Exception):
     """The simulator cannot start; the message is the one sentence for the user."""
 
 
+def plain_number(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
+
+
 @dataclass(frozen=True)
 class SimOptions:
     """Times are seconds. `root` is the only place the simulated cluster lets anybody touch."""
@@ -46,6 +50,11 @@ class SimOptions:
     """How long sacct shows name "allocation", user root after a job's start and end (§9)."""
     collapse_spaces: bool = True
     """Run commands through the site's shell wrapper, which folds runs of spaces (§3)."""
+
+    @property
+    def expiry_text(self) -> str:
+        """As /status/parameters says it: whole seconds without a point."""
+        return plain_number(self.object_store_expiry)
 
     @property
     def bare_link(self) -> bool:

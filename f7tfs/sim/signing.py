@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
+from f7tfs.sim.options import plain_number
+
 ALGORITHM = "AWS4-HMAC-SHA256"
 REGION = "eu-central-1"
 _STAMP = "%Y%m%dT%H%M%SZ"
@@ -46,14 +48,14 @@ class Signer:
 
     # -- links
 
-    def link(self, base: str, host: str, path: str, lifetime: float | None = None) -> str:
+    def link(self, base: str, host: str, path: str) -> str:
         """A GET link; `path` is percent-encoded already."""
         stamp = time.strftime(_STAMP, time.gmtime())
         query = {
             "X-Amz-Algorithm": ALGORITHM,
             "X-Amz-Credential": f"{self._access}/{self._scope(stamp[:8])}",
             "X-Amz-Date": stamp,
-            "X-Amz-Expires": f"{self._expiry if lifetime is None else lifetime:g}",
+            "X-Amz-Expires": plain_number(self._expiry),
             "X-Amz-SignedHeaders": "host",
         }
         signature = self._link_signature("GET", host, path, query)

@@ -94,7 +94,7 @@ class Status:
                 _parameter(
                     "STORAGE_TEMPURL_EXP_TIME",
                     "Expiration time for temp URLs.",
-                    f"{options.object_store_expiry:g}",
+                    options.expiry_text,
                     "seconds",
                 ),
                 _parameter(

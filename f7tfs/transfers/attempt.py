@@ -15,6 +15,8 @@ import logging
 import os
 import time
 
+import msgspec
+
 from f7tfs.api.port import Cluster, Phase, Progress, Ticket
 from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
@@ -33,9 +35,9 @@ from f7tfs.errors import (
     StagingFailed,
 )
 from f7tfs.model import Fingerprint, Identity, Kind, RemotePath, Stat, join, name_of, parent_of
-from f7tfs.transfers.download import follow, staging_failed
+from f7tfs.transfers.follow import follow, staging_failed
 from f7tfs.transfers.namespace import Namespace
-from f7tfs.transfers.workplace import Workplace
+from f7tfs.transfers.workplace import Workplace, archive_of
 
 log = logging.getLogger("f7tfs.upload")
 CHECKSUM_LIMIT = 256 << 20  # bytes; the server's sha256sum has 5 s
@@ -141,6 +143,14 @@ class Attempts:
 
     async def _send_direct(self, entry: SpoolEntry, target: RemotePath) -> None:
         content = os.pread(entry.fd, entry.size, 0)
+        if not content and not self._cluster.capabilities.empty_uploads:
+            archive = archive_of(
+                name_of(target),
+                permissions=entry.permissions,
+                mtime=entry.mtime_ns // 1_000_000_000,
+            )
+            await self._workplace.extract(archive, parent_of(target))
+            return
         try:
             await self._cluster.upload(target, content)
         except OutcomeUnknown:
@@ -153,34 +163,41 @@ class Attempts:
         ticket = await self._resumable(entry, target)
         if ticket is None:
             ticket = await self._cluster.stage_upload(target, size)
-            entry.ticket, entry.form_sent = ticket.task_id, False
+            entry.ticket, entry.form_sent = msgspec.json.encode(ticket).decode(), False
             until = time.time() + self._cluster.capabilities.link_lifetime
             await self._journal.write(LitterRecord(id=target, until=until), entry.record())
         if not entry.form_sent:
             progress = await self._follow(entry, ticket, {Phase.READY, Phase.DONE})
             if progress.phase is Phase.READY:
-                if progress.form is None:
-                    raise StagingFailed(f"{entry.path}: the server gave no form")
                 try:
-                    await self._storage.send_form(
-                        progress.form,
-                        entry.fd,
-                        size,
-                        on_progress=lambda sent: _note_sent(entry, sent),
-                    )
+                    await self._send_bytes(entry, progress, size)
                 except LinkExpired:
                     entry.ticket = None  # the next attempt asks for a new form
                     raise
                 entry.form_sent = True
                 await self._spool.save(entry)
         await self._follow(entry, ticket, {Phase.DONE})
+        await self._workplace.remove_traces(ticket)
+
+    async def _send_bytes(self, entry: SpoolEntry, progress: Progress, size: int) -> None:
+        def note(sent: int) -> None:
+            entry.sent = sent
+
+        if progress.form is not None:
+            await self._storage.send_form(progress.form, entry.fd, size, on_progress=note)
+        elif progress.parts is not None:
+            await self._storage.send_parts(progress.parts, entry.fd, size, on_progress=note)
+        else:
+            raise StagingFailed(f"{entry.path}: the server gave neither form nor parts")
 
     async def _resumable(self, entry: SpoolEntry, target: RemotePath) -> Ticket | None:
         """The ticket of an attempt that a restart or a fault interrupted, if the server still
         means the same by it: task ids are re-used (v1 FACTS §5)."""
         if entry.ticket is None:
             return None
-        ticket = Ticket(task_id=entry.ticket, path=target)
+        ticket = msgspec.json.decode(entry.ticket, type=Ticket)
+        if ticket.path != target:
+            return None
         try:
             progress = await self._cluster.progress(ticket)
         except NotFound:
@@ -380,7 +397,3 @@ class Attempts:
     def _require_current(self, entry: SpoolEntry, version: int) -> None:
         if entry.is_gone or entry.version != version:
             raise Superseded
-
-
-def _note_sent(entry: SpoolEntry, sent: int) -> None:
-    entry.sent = sent

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import trio
 
@@ -27,42 +27,14 @@ from f7tfs.errors import (
     NoLocalSpace,
     NotPermitted,
     ServerError,
-    StagingFailed,
-    Stalled,
     TooLarge,
 )
 from f7tfs.model import Attributes, Kind, RemotePath
+from f7tfs.transfers.follow import follow, pause, staging_failed
 from f7tfs.transfers.workplace import Workplace
 
 log = logging.getLogger("f7tfs.download")
-POLLS = (0.2, 0.3, 0.5, 1.0, 2.0)  # seconds between looks at a task; the last one repeats
 VERSIONS = 3  # how often a file may change under a download before the reader is told
-
-
-async def follow(
-    cluster: Cluster,
-    ticket: Ticket,
-    until: Callable[[Progress], bool],
-    *,
-    stall_timeout: float,
-    seen: Callable[[Progress], None] | None = None,
-) -> Progress:
-    """Look at a transfer until `until` holds. Raises Stalled after `stall_timeout` seconds without
-    a change of its state, and whatever `Cluster.progress` raises."""
-    last, changed, looks = "", trio.current_time(), 0
-    while True:
-        progress = await cluster.progress(ticket)
-        if seen is not None:
-            seen(progress)
-        if until(progress):
-            return progress
-        now = trio.current_time()
-        if progress.raw != last:
-            last, changed = progress.raw, now
-        elif now - changed > stall_timeout:
-            raise Stalled(f"{ticket.path}: the server shows state {last} for {stall_timeout:.0f} s")
-        await trio.sleep(POLLS[min(looks, len(POLLS) - 1)])
-        looks += 1
 
 
 class Flight:
@@ -219,9 +191,8 @@ class Downloads:
                 )
                 if progress.phase is not Phase.READY or progress.link is None:
                     raise staging_failed(content.path, progress)
-                flight.state = "downloading"
                 try:
-                    size = await self._stream(content, progress.link)
+                    size = await self._read_link(flight, ticket, progress)
                 except LinkExpired:
                     if content.filled == 0 and flight.state == "renewed":
                         raise
@@ -231,7 +202,29 @@ class Downloads:
                 break
         with contextlib.suppress(F7tfsError):  # a courtesy: nothing depends on it
             await self._cluster.withdraw(ticket)
+        await self._workplace.remove_traces(ticket)
         return size == content.size == content.filled
+
+    async def _read_link(self, flight: Flight, ticket: Ticket, progress: Progress) -> int:
+        """Stream what is behind the link. Where the link lags, it is asked itself until it answers
+        (v2 FACTS §7), and the scheduler now and then whether the job has failed."""
+        assert progress.link is not None
+        began, looks = trio.current_time(), 0
+        while True:
+            try:
+                size = await self._stream(flight.content, progress.link)
+            except LinkExpired:
+                late = trio.current_time() - began > self._stall_timeout
+                if not progress.link_lags or flight.content.filled or late:
+                    raise
+                await trio.sleep(pause(looks))
+                looks += 1
+                if looks % 5 == 0:
+                    now = await self._cluster.progress(ticket)
+                    if now.phase in {Phase.FAILED, Phase.WITHDRAWN}:
+                        raise staging_failed(flight.content.path, now) from None
+            else:
+                return size
 
     async def _stream(self, content: CacheFile, link: str) -> int:
         """Everything behind a link into the cache file; goes on where a lost connection stopped."""
@@ -262,7 +255,3 @@ def _append(content: CacheFile, chunk: bytes) -> None:
 def _is_racy(content: CacheFile) -> bool:
     seen = content.fingerprint.ctime or content.fingerprint.mtime
     return abs(time.time() - seen) < RACY + 1
-
-
-def staging_failed(path: RemotePath, progress: Progress) -> F7tfsError:
-    return StagingFailed(f"{path}: state {progress.raw}: {progress.error or 'no reason given'}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import uuid
 
-from f7tfs.api.port import Cluster, Route
+from f7tfs.api.port import Cluster, Phase, Route
 from f7tfs.catalog import HIDDEN_PREFIX, Catalog
 from f7tfs.content.journal import Journal, LitterRecord
 from f7tfs.errors import (
@@ -22,10 +22,13 @@ from f7tfs.errors import (
     NotADirectory,
     NotEmpty,
     NotFound,
+    NotPermitted,
     OutcomeUnknown,
+    ServerError,
 )
 from f7tfs.model import Attributes, Kind, RemotePath, Stat, join, name_of, parent_of
-from f7tfs.transfers.workplace import Workplace, link_archive
+from f7tfs.transfers.follow import follow
+from f7tfs.transfers.workplace import Workplace, archive_of
 
 log = logging.getLogger("f7tfs.namespace")
 
@@ -35,12 +38,19 @@ class Namespace:
     telling what is there now."""
 
     def __init__(
-        self, cluster: Cluster, catalog: Catalog, workplace: Workplace, journal: Journal
+        self,
+        cluster: Cluster,
+        catalog: Catalog,
+        workplace: Workplace,
+        journal: Journal,
+        *,
+        stall_timeout: float,
     ) -> None:
         self._cluster = cluster
         self._catalog = catalog
         self._workplace = workplace
         self._journal = journal
+        self._stall_timeout = stall_timeout
         self._devices: dict[RemotePath, int] = {}
 
     def require_name(self, path: RemotePath) -> None:
@@ -77,14 +87,21 @@ class Namespace:
         if await self.find(link) is not None:
             raise Exists(link)
         try:
-            await self._cluster.symlink(target, link)
+            await self._make_symlink(target, link)
         except OutcomeUnknown:
             if await self.find(link) is None:
-                await self._cluster.symlink(target, link)
+                await self._make_symlink(target, link)
         stat = await self._catalog.stat(link)
         if stat.kind is not Kind.SYMLINK:
             raise Exists(link)
         return self._note(link, stat, target=target)
+
+    async def _make_symlink(self, target: str, link: RemotePath) -> None:
+        if self._cluster.capabilities.relative_symlinks or target.startswith("/"):
+            await self._cluster.symlink(target, link)
+        else:
+            archive = archive_of(name_of(link), symlink=target)
+            await self._workplace.extract(archive, parent_of(link))
 
     async def change_mode(self, path: RemotePath, permissions: int) -> None:
         self.require_name(path)
@@ -128,7 +145,9 @@ class Namespace:
         marker = f"{HIDDEN_PREFIX}removed-{uuid.uuid4().hex[:12]}"
         await self._journal.write(LitterRecord(id=path, marker=marker))
         try:
-            await self._workplace.extract(link_archive(name_of(path), marker), parent_of(path))
+            await self._workplace.extract(
+                archive_of(name_of(path), symlink=marker), parent_of(path)
+            )
         except F7tfsError as error:
             found = await self.find(path)
             if found is not None and found.kind is Kind.DIRECTORY:
@@ -163,14 +182,14 @@ class Namespace:
         """The rename itself, of the inode `moved`, onto a target that is no directory, and the
         look afterwards."""
         try:
-            await self._cluster.rename(source, target)
+            await self._move(source, target, moved)
         except OutcomeUnknown:
             now = await self.find(target)
             if now is None or now.ino != moved.ino:
                 if await self.find(source) is None:
                     self._catalog.forget(target)
                     raise
-                await self._cluster.rename(source, target)
+                await self._move(source, target, moved)
         after = await self._catalog.stat(target)
         self._catalog.rename(source, target)
         self._note(target, after)
@@ -182,6 +201,56 @@ class Namespace:
         if after.ino != moved.ino:
             log.warning("%s was replaced by somebody else right after the rename", target)
         return after
+
+    async def _move(self, source: RemotePath, target: RemotePath, moved: Stat) -> None:
+        """The dialect's rename call; without one, a link and an unlink for what can be linked
+        (TAR.md), and the scheduler's mv job for the rest."""
+        if self._cluster.capabilities.renames:
+            await self._cluster.rename(source, target)
+        elif moved.kind is Kind.DIRECTORY or not await self._link(source, target, moved):
+            await self._move_by_job(source, target)
+        else:
+            await self._workplace.remove_own(source)
+
+    async def link(self, source: RemotePath, target: RemotePath) -> Attributes:
+        """link(2) of a regular file by a tar (TAR.md); NotPermitted where the file system refuses.
+        The member would replace a file at the target, so look first: there is no NOREPLACE."""
+        self.require_name(source)
+        self.require_name(target)
+        linked = await self._catalog.stat(source)
+        if await self.find(target) is not None:
+            raise Exists(target)
+        if not await self._link(source, target, linked):
+            raise NotPermitted(f"the cluster makes no hard link {target}")
+        self._catalog.forget(source)  # its link count has changed
+        return self._note(target, await self._catalog.stat(target))
+
+    async def _link(self, source: RemotePath, target: RemotePath, moved: Stat) -> bool:
+        """Make `target` a hard link to `source`, replacing a file there. False if the cluster's
+        file system refuses; its words do not tell surely, so the inode does."""
+        directory = common_directory(source, target)
+        skip = len(directory.rstrip("/")) + 1
+        archive = archive_of(target[skip:], hard_link=source[skip:])
+        try:
+            await self._workplace.extract(archive, directory)
+        except F7tfsError as error:
+            if error.transient and not isinstance(error, OutcomeUnknown):
+                raise
+            log.info("linking %s to %s: %s", target, source, error)
+        now = await self.find(target)
+        return now is not None and (now.ino, now.dev) == (moved.ino, moved.dev)
+
+    async def _move_by_job(self, source: RemotePath, target: RemotePath) -> None:
+        ticket = await self._cluster.move_by_job(source, target)
+        progress = await follow(
+            self._cluster,
+            ticket,
+            lambda now: now.phase in {Phase.DONE, Phase.FAILED, Phase.WITHDRAWN},
+            stall_timeout=self._stall_timeout,
+        )
+        await self._workplace.remove_traces(ticket)
+        if progress.phase is not Phase.DONE:
+            raise ServerError(f"moving {source}: {progress.error or progress.raw}")
 
     async def _make_way(self, moved: Stat, there: Stat, target: RemotePath) -> None:
         if there.kind is Kind.DIRECTORY and moved.kind is not Kind.DIRECTORY:
@@ -201,3 +270,13 @@ class Namespace:
         attributes = self._catalog.attributes_of(stat, target=target)
         self._catalog.put(path, attributes)
         return attributes
+
+
+def common_directory(one: RemotePath, other: RemotePath) -> RemotePath:
+    """The deepest directory that holds both."""
+    shared = []
+    for left, right in zip(parent_of(one).split("/"), parent_of(other).split("/"), strict=False):
+        if left != right:
+            break
+        shared.append(left)
+    return RemotePath("/".join(shared) or "/")

@@ -7,7 +7,7 @@ parallel. How one attempt travels is in `attempt`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
@@ -77,7 +77,21 @@ class Uploads:
         if journaled:
             await self._spool.drop_record(entry)
         if entry.temporary is not None:
-            self._nursery.start_soon(self._attempts.abandon, entry)
+            self.later(self._attempts.abandon, entry)
+
+    def later(self, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Work that nobody waits for, in the mount's nursery; its faults are only logged."""
+        self._nursery.start_soon(self._quietly, work, arguments)
+
+    async def _quietly(
+        self, work: Callable[..., Awaitable[object]], arguments: tuple[object, ...]
+    ) -> None:
+        try:
+            await work(*arguments)
+        except F7tfsError as error:
+            log.info("%s", error)
+        except Exception:
+            log.exception("in the background")
 
     def retry(self, entries: Collection[SpoolEntry] | None = None) -> int:
         """Queue stuck files again, now; returns how many."""
@@ -142,18 +156,21 @@ class Uploads:
 
     async def _attempt(self, entry: SpoolEntry) -> None:
         self._spool.use(entry)
+        version = entry.version
         try:
             async with self._limiter:
+                version = entry.version
                 if entry.state is State.UPLOADING:  # nobody opened it while it waited
                     await self._attempts.run(entry)
             if entry.state is State.UPLOADING:  # written to while the last bytes were published
                 self._requeue(entry, self._delay)
         except Superseded:
-            log.debug("%s changed during its upload", entry.path)
-            if entry.state is State.UPLOADING:
-                self._requeue(entry, self._delay)
+            self._superseded(entry)
         except (F7tfsError, OSError) as error:
-            await self._failed(entry, error)
+            if entry.version != version:  # its directory was renamed, or it was written again
+                self._superseded(entry)
+            else:
+                await self._failed(entry, error)
         except Exception as error:
             log.exception("upload of %s", entry.path)
             await self._failed(entry, ServerError(f"internal error: {error!r}"))
@@ -161,6 +178,11 @@ class Uploads:
             entry.is_running = False
             self._spool.leave(entry)
             self._poke()  # it may be due again already
+
+    def _superseded(self, entry: SpoolEntry) -> None:
+        log.debug("%s changed during its upload", entry.path)
+        if entry.state is State.UPLOADING:
+            self._requeue(entry, self._delay)
 
     async def _failed(self, entry: SpoolEntry, error: F7tfsError | OSError) -> None:
         if entry.is_gone:

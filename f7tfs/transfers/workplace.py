@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from f7tfs.api.port import Cluster, Route
+from f7tfs.api.port import Cluster, Route, Ticket
 from f7tfs.catalog import HIDDEN_PREFIX, Catalog
 from f7tfs.content.journal import Journal, LitterRecord
 from f7tfs.errors import (
@@ -38,18 +38,30 @@ from f7tfs.model import Kind, RemotePath, is_within, join, name_of, parent_of
 log = logging.getLogger("f7tfs.workplace")
 
 
-def link_archive(name: str, target: str) -> bytes:
-    """A tar with one symlink."""
+def archive_of(
+    name: str,
+    *,
+    symlink: str | None = None,
+    hard_link: str | None = None,
+    content: bytes = b"",
+    permissions: int = 0o644,
+    mtime: int | None = None,
+) -> bytes:
+    """A tar of one member: a symlink to any target, a hard link (`hard_link` and `name` relative
+    to the extraction directory), or a regular file."""
     member = tarfile.TarInfo(name)
-    member.type = tarfile.SYMTYPE
-    member.linkname = target
-    member.mode = 0o777
-    member.mtime = int(time.time())
+    member.mtime = int(time.time()) if mtime is None else mtime
+    if symlink is not None:
+        member.type, member.linkname, member.mode = tarfile.SYMTYPE, symlink, 0o777
+    elif hard_link is not None:
+        member.type, member.linkname, member.mode = tarfile.LNKTYPE, hard_link, permissions
+    else:
+        member.size, member.mode = len(content), permissions
     buffer = io.BytesIO()
     with tarfile.open(
         fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape"
     ) as archive:
-        archive.addfile(member)
+        archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
@@ -132,7 +144,7 @@ class Workplace:
         if self._cluster.carries(path, Route.COMMAND):
             await self._cluster.symlink(path, link)
         else:
-            await self.extract(link_archive(name_of(link), path), place)
+            await self.extract(archive_of(name_of(link), symlink=path), place)
         return link
 
     async def remove_litter(self, path: RemotePath, *, marker: str | None = None) -> bool:
@@ -154,6 +166,28 @@ class Workplace:
             return False
         await self.forget_litter(path)
         return True
+
+    async def remove_own(self, path: RemotePath) -> None:
+        """Remove a name that the caller has just looked at: once, and again after a lost reply,
+        because what it removes has another name by now."""
+        try:
+            await self._cluster.remove(path)
+        except OutcomeUnknown:
+            with contextlib.suppress(NotFound):
+                await self._cluster.remove(path)
+
+    async def remove_traces(self, ticket: Ticket) -> None:
+        """The logs that a transfer left on the cluster."""
+        for path in self._cluster.litter(ticket):
+            await self._journal.write(LitterRecord(id=path))
+            await self.remove_litter(path)
+
+    async def litter_moved(self, old: RemotePath, new: RemotePath) -> None:
+        """A temporary went along with its renamed directory. The old name stays on the list: what
+        is under way may still write there."""
+        await self._journal.write(LitterRecord(id=new))
+        await self.remove_litter(new)
+        log.debug("%s became %s and was removed", old, new)
 
     async def forget_litter(self, path: RemotePath) -> None:
         await self._journal.write(drop=((LitterRecord, path),))

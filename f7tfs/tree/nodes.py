@@ -21,9 +21,10 @@ ROOT_INODE = 1
 
 class Node:
     """One inode. `parent` is None for the root, and for nodes whose name is gone (unlinked or
-    replaced) while somebody still has them open."""
+    replaced) while somebody still has them open. `others` are further names of the same inode,
+    made by link(2) in this mount: (parent, name)."""
 
-    __slots__ = ("ino", "kind", "lookups", "name", "opened", "parent", "version", "wing")
+    __slots__ = ("ino", "kind", "lookups", "name", "opened", "others", "parent", "version", "wing")
 
     def __init__(self, ino: int, parent: Node | None, name: str, kind: Kind, wing: Wing) -> None:
         self.ino = ino
@@ -31,6 +32,7 @@ class Node:
         self.name = name
         self.kind = kind
         self.wing = wing
+        self.others: list[tuple[Node, str]] = []
         self.lookups = 0
         self.opened = 0
         self.version: object = None  # of the content that the kernel's page cache holds
@@ -83,7 +85,7 @@ class NodeTable:
         if node is not None and node.kind is kind and node.wing is wing:
             return node
         if node is not None:
-            self.detach(node)
+            self.detach(parent, name)
         node = Node(self._number(parent, name), parent, name, kind, wing)
         self._by_ino[node.ino] = node
         self._by_name[parent.ino, name] = node
@@ -115,33 +117,47 @@ class NodeTable:
         assert node.opened >= 0, f"{node!r}: closed more often than opened"
         self._drop_if_unused(node)
 
-    def detach(self, node: Node) -> None:
+    def link(self, node: Node, parent: Node, name: str) -> None:
+        """A second name of the same inode."""
+        self.detach(parent, name)
+        node.others.append((parent, name))
+        self._by_name[parent.ino, name] = node
+
+    def detach(self, parent: Node, name: str) -> None:
         """The name is gone or means something else; who has the node open keeps it."""
-        if node.parent is not None:
-            if self._by_name.get((node.parent.ino, node.name)) is node:
-                del self._by_name[node.parent.ino, node.name]
+        node = self._by_name.pop((parent.ino, name), None)
+        if node is None:
+            return
+        if (node.parent, node.name) != (parent, name):
+            node.others.remove((parent, name))
+        elif node.others:
+            node.parent, node.name = node.others.pop(0)
+        else:
             node.parent = None
             self._drop_if_unused(node)
 
-    def move(self, node: Node, parent: Node, name: str) -> None:
+    def move(self, parent: Node, name: str, new_parent: Node, new_name: str) -> None:
         """The name changed; whoever had the new one loses it."""
-        there = self._by_name.get((parent.ino, name))
-        if there is node:
+        node = self._by_name.get((parent.ino, name))
+        if node is self._by_name.get((new_parent.ino, new_name)):
             return
-        if there is not None:
-            self.detach(there)
-        assert node.parent is not None
-        self._by_name.pop((node.parent.ino, node.name), None)
-        node.parent, node.name = parent, name
-        self._by_name[parent.ino, name] = node
+        self.detach(new_parent, new_name)
+        if node is None:
+            return
+        del self._by_name[parent.ino, name]
+        if (node.parent, node.name) == (parent, name):
+            node.parent, node.name = new_parent, new_name
+        else:
+            node.others[node.others.index((parent, name))] = (new_parent, new_name)
+        self._by_name[new_parent.ino, new_name] = node
 
     def _drop_if_unused(self, node: Node) -> None:
         if node.lookups == 0 and node.opened == 0 and not node.is_root:
             self._by_ino.pop(node.ino, None)
-            if node.parent is not None:
-                key = (node.parent.ino, node.name)
-                if self._by_name.get(key) is node:
-                    del self._by_name[key]
+            names = [*node.others, *([(node.parent, node.name)] if node.parent else [])]
+            for parent, name in names:
+                if self._by_name.get((parent.ino, name)) is node:
+                    del self._by_name[parent.ino, name]
 
     def check(self) -> None:
         for ino, node in self._by_ino.items():
@@ -149,7 +165,8 @@ class NodeTable:
             assert node.lookups >= 0
             assert node.opened >= 0
         for (parent, name), node in self._by_name.items():
-            assert node.parent is not None
-            assert node.parent.ino == parent
-            assert node.name == name
+            names = [*node.others, (node.parent, node.name)]
+            assert any(
+                each is not None and (each.ino, text) == (parent, name) for each, text in names
+            )
             assert self._by_ino.get(node.ino) is node, f"{node!r} is named but not in the table"

@@ -6,6 +6,7 @@ never has to tell anybody upstairs.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import posixpath
@@ -20,6 +21,7 @@ from f7tfs.errors import Exists, IsADirectory, NotFound, NotPermitted
 from f7tfs.model import Attributes, Identity, Kind, RemotePath, is_within, join, name_of, parent_of
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
+from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors, RemoteHandle, Shared, truncate_path
 from f7tfs.tree.nodes import Node
 from f7tfs.tree.permissions import READ, SEARCH, WRITE, permits, require
@@ -37,6 +39,7 @@ class RemoteWing(Wing):
         catalog: Catalog,
         namespace: Namespace,
         removals: Removals,
+        workplace: Workplace,
         times: Times,
         floors: Floors,
         identity: Identity,
@@ -52,7 +55,9 @@ class RemoteWing(Wing):
         self._root = root
         self._uid, self._gid = os.getuid(), os.getgid()
         self._open: dict[int, Shared] = {}  # by inode number
-        self._renaming = Renaming(catalog, namespace, removals, times, floors, self.is_temporary)
+        self._renaming = Renaming(
+            catalog, namespace, removals, times, floors, workplace, self.is_temporary
+        )
 
     # Where and what.
 
@@ -294,6 +299,17 @@ class RemoteWing(Wing):
         await self._removals.execute_now(path)
         return self._look_of(path, await self._namespace.symlink(target, path))
 
+    async def link(self, node: Node, new_parent: Node, new_name: str) -> Look:
+        source, target = self.path(node), join(self.path(new_parent), new_name)
+        spool = self._floors.spool
+        if spool.at(source) is not None or node.kind is not Kind.FILE:
+            raise NotPermitted("only files that are on the cluster can have hard links")
+        if spool.at(target) is not None:
+            raise Exists(target)
+        await self._require_writable(new_parent)
+        await self._removals.execute_now(target)
+        return self._look_of(target, await self._namespace.link(source, target))
+
     async def readlink(self, node: Node) -> str:
         path = self.path(node)
         target = (await self._find(path)).target
@@ -416,7 +432,7 @@ class RemoteWing(Wing):
             if entry.error:
                 found["user.f7tfs.error"] = entry.error
             if entry.ticket:
-                found["user.f7tfs.task"] = entry.ticket
+                found["user.f7tfs.task"] = str(json.loads(entry.ticket).get("task_id", ""))
             if entry.state is State.UPLOADING:
                 found["user.f7tfs.progress"] = f"{entry.sent}/{entry.size}"
         elif node.kind is Kind.FILE:

@@ -19,9 +19,10 @@ from f7tfs.errors import (
     NotEmpty,
     NotFound,
 )
-from f7tfs.model import Attributes, RemotePath, name_of
+from f7tfs.model import Attributes, RemotePath, is_within, name_of
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
+from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors
 
 
@@ -33,6 +34,7 @@ class Renaming:
         removals: Removals,
         times: Times,
         floors: Floors,
+        workplace: Workplace,
         is_temporary: Callable[[RemotePath], bool],
     ) -> None:
         self._catalog = catalog
@@ -40,6 +42,7 @@ class Renaming:
         self._removals = removals
         self._times = times
         self._floors = floors
+        self._workplace = workplace
         self._is_temporary = is_temporary
 
     async def unlink(self, path: RemotePath) -> None:
@@ -145,10 +148,13 @@ class Renaming:
         if replaced is not None:
             await uploads.discard(replaced)
         for entry in spool.within(source):
-            if entry.temporary is not None and entry.path != source:
+            if entry.temporary is not None and is_within(entry.temporary, source):
                 # The temporary moved with its directory; what is under way goes to the old place.
                 entry.version += 1
-                entry.temporary, entry.ticket, entry.form_sent = None, None, False
+                old, entry.temporary = entry.temporary, None
+                entry.ticket, entry.form_sent = None, False
+                new = RemotePath(target + old[len(source) :])
+                uploads.later(self._workplace.litter_moved, old, new)
             spool.retarget(entry, RemotePath(target + entry.path[len(source) :]))
             if entry.journaled:
                 await spool.commit(entry)

@@ -89,16 +89,14 @@ class Tree:
             try:
                 look = await wing.lookup(parent, name)
             except NotFound:
-                gone = self.nodes.child(parent, name)
-                if gone is not None:
-                    self.nodes.detach(gone)
+                self.nodes.detach(parent, name)
                 raise
         return self._node_for(parent, name, look, wing), look
 
     def _node_for(self, parent: Node, name: str, look: Look, wing: Wing) -> Node:
         known = self.nodes.child(parent, name)
         if known is not None and known.opened and wing.let_go_if_replaced(known, look):
-            self.nodes.detach(known)
+            self.nodes.detach(parent, name)
         return self.nodes.ensure(parent, name, look.kind, wing)
 
     async def look(self, ino: int) -> Look:
@@ -237,6 +235,17 @@ class Tree:
         self.nodes.remember(node)
         return node, look
 
+    async def link(self, ino: int, parent_ino: int, name: str) -> tuple[Node, Look]:
+        """A second name of a file, with the same inode number while the kernel knows it."""
+        parent = self._changeable(parent_ino, name)
+        node = self.node(ino)
+        if node.wing is not parent.wing:
+            raise node.wing.refuse_leaving(parent.wing)
+        look = await parent.wing.link(node, parent, name)
+        self.nodes.link(node, parent, name)
+        self.nodes.remember(node)
+        return node, look
+
     async def readlink(self, ino: int) -> str:
         node = self.node(ino)
         return await node.wing.readlink(node)
@@ -245,17 +254,12 @@ class Tree:
         parent = self._changeable(parent_ino, name)
         node = self.nodes.child(parent, name)
         await parent.wing.unlink(parent, name, node, caller)
-        self._gone(parent, name)
+        self.nodes.detach(parent, name)
 
     async def rmdir(self, parent_ino: int, name: str) -> None:
         parent = self._changeable(parent_ino, name)
         await parent.wing.rmdir(parent, name)
-        self._gone(parent, name)
-
-    def _gone(self, parent: Node, name: str) -> None:
-        node = self.nodes.child(parent, name)
-        if node is not None:
-            self.nodes.detach(node)
+        self.nodes.detach(parent, name)
 
     async def rename(
         self, parent_ino: int, name: str, new_parent_ino: int, new_name: str, *, replace: bool
@@ -265,11 +269,7 @@ class Tree:
         if parent.wing is not new_parent.wing:
             raise parent.wing.refuse_leaving(new_parent.wing)
         await parent.wing.rename(parent, name, new_parent, new_name, replace=replace)
-        node = self.nodes.child(parent, name)
-        if node is not None:
-            self.nodes.move(node, new_parent, new_name)
-        else:
-            self._gone(new_parent, new_name)
+        self.nodes.move(parent, name, new_parent, new_name)
 
     # Attributes.
 

@@ -113,6 +113,9 @@ class Wing:
     async def symlink(self, parent: Node, name: str, target: str) -> Look:
         raise NotPermitted(f"{name}: no symlinks are made here")
 
+    async def link(self, node: Node, new_parent: Node, new_name: str) -> Look:
+        raise NotPermitted(f"{new_name}: no hard links are made here")
+
     async def readlink(self, node: Node) -> str:
         raise NotPermitted("not a symlink")
 
