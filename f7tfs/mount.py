@@ -158,6 +158,9 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
         stat = await cluster.stat(root, follow=True)
         if stat.kind is not Kind.DIRECTORY:
             raise NotADirectory(f"{config.system}:{root} is not a directory")
+        if identity.uid < 0:  # an old server tells only the name (v1 FACTS §4)
+            log.info("the server does not tell our ids; those of %s are taken", root)
+            identity = msgspec.structs.replace(identity, uid=stat.uid, gid=stat.gid)
         journal_directory = config.journal_directory(identity.user)
         journal = Journal(journal_directory, _journal_key(config, identity))
         try:

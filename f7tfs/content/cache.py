@@ -202,6 +202,16 @@ class Cache:
         if not self._has_space(size):
             raise NoLocalSpace(f"no room for {size} bytes in the cache")
 
+    def give_way(self, size: int) -> None:
+        """Evict clean content so that `size` bytes of dirty data find room on the same disk."""
+        freed = 0
+        for content in list(self._files.values()):
+            if freed >= size:
+                return
+            if content.pins == 0:
+                freed += content.filled
+                self.forget(content.path)
+
     def _has_space(self, size: int) -> bool:
         return free_space(self._directory) >= self._min_free + size
 

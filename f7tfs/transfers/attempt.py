@@ -272,7 +272,7 @@ class Attempts:
         await self._spool.save(entry)
         self._require_current(entry, version)
         try:
-            after = await self._namespace.rename_checked(temporary, target, proven)
+            after = await self._namespace.rename_checked(temporary, target, proven, there)
         except IsADirectory:
             raise OutcomeUnknown(f"{target} has just become a directory") from None
         await self._settle(entry, after, version)
@@ -294,7 +294,7 @@ class Attempts:
         entry.base = None
         entry.expected = Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino)
         await self._spool.save(entry)
-        after = await self._namespace.rename_checked(temporary, beside, proven)
+        after = await self._namespace.rename_checked(temporary, beside, proven, None)
         self._cache.forget(original)
         self._catalog.forget(original)
         await self._settle(entry, after, entry.version)

@@ -176,20 +176,22 @@ class Namespace:
             device = there.dev if there is not None else await self._device(parent_of(target))
             if device != moved.dev:
                 raise CrossDevice(f"{source} and {target} are on different devices")
-        return await self.rename_checked(source, target, moved)
+        return await self.rename_checked(source, target, moved, there)
 
-    async def rename_checked(self, source: RemotePath, target: RemotePath, moved: Stat) -> Stat:
-        """The rename itself, of the inode `moved`, onto a target that is no directory, and the
-        look afterwards."""
+    async def rename_checked(
+        self, source: RemotePath, target: RemotePath, moved: Stat, there: Stat | None
+    ) -> Stat:
+        """The rename itself, of the inode `moved`, onto what was seen `there` (no directory), and
+        the look afterwards."""
         try:
-            await self._move(source, target, moved)
+            await self._move(source, target, moved, there)
         except OutcomeUnknown:
             now = await self.find(target)
             if now is None or now.ino != moved.ino:
                 if await self.find(source) is None:
                     self._catalog.forget(target)
                     raise
-                await self._move(source, target, moved)
+                await self._move(source, target, moved, there)
         after = await self._catalog.stat(target)
         self._catalog.rename(source, target)
         self._note(target, after)
@@ -202,15 +204,23 @@ class Namespace:
             log.warning("%s was replaced by somebody else right after the rename", target)
         return after
 
-    async def _move(self, source: RemotePath, target: RemotePath, moved: Stat) -> None:
+    async def _move(
+        self, source: RemotePath, target: RemotePath, moved: Stat, there: Stat | None
+    ) -> None:
         """The dialect's rename call; without one, a link and an unlink for what can be linked
         (TAR.md), and the scheduler's mv job for the rest."""
-        if self._cluster.capabilities.renames:
+        renames = self._cluster.capabilities.renames
+        onto_link = there is not None and there.kind is Kind.SYMLINK
+        if (onto_link or not renames) and moved.kind is not Kind.DIRECTORY:
+            if await self._link(source, target, moved):
+                await self._workplace.remove_own(source)
+                return
+            if onto_link:  # mv would follow it into a directory
+                await self._cluster.remove(target)
+        if renames:
             await self._cluster.rename(source, target)
-        elif moved.kind is Kind.DIRECTORY or not await self._link(source, target, moved):
-            await self._move_by_job(source, target)
         else:
-            await self._workplace.remove_own(source)
+            await self._move_by_job(source, target)
 
     async def link(self, source: RemotePath, target: RemotePath) -> Attributes:
         """link(2) of a regular file by a tar (TAR.md); NotPermitted where the file system refuses.

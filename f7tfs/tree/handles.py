@@ -16,7 +16,7 @@ import trio
 
 from f7tfs.content.cache import Cache, CacheFile
 from f7tfs.content.disk import Disk
-from f7tfs.content.spool import Spool, SpoolEntry, State
+from f7tfs.content.spool import RESERVE, Spool, SpoolEntry, State
 from f7tfs.errors import Changed, NoLocalSpace
 from f7tfs.model import Attributes, Fingerprint, RemotePath
 from f7tfs.transfers.download import Downloads
@@ -44,6 +44,15 @@ class Floors:
         self.disk = disk
         self.callers = callers
         self.waits_in_open = False  # the kernel lets too few reads wait (FUSE.md)
+
+    def reserve(self, size: int) -> None:
+        """Room for `size` more dirty bytes; clean content gives way, dirty never. Raises
+        NoLocalSpace."""
+        try:
+            self.spool.reserve(size)
+        except NoLocalSpace:
+            self.cache.give_way(size + RESERVE)
+            self.spool.reserve(size)
 
 
 class Shared:
@@ -155,7 +164,7 @@ class Shared:
         if not content.is_complete:
             with self._floors.callers.interruptible(pid):
                 await self._floors.downloads.wait(content, 0, content.size)
-        self._floors.spool.reserve(content.size)
+        self._floors.reserve(content.size)
         await self._floors.disk.copy(content.fd, entry.fd, content.size)
 
     def close(self) -> None:
@@ -212,7 +221,7 @@ class RemoteHandle:
     async def write(self, offset: int, data: bytes) -> int:
         entry = await self.dirty(keep=True)
         try:
-            self._floors.spool.reserve(len(data))
+            self._floors.reserve(len(data))
             return entry.write(entry.size if self._appends else offset, data)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -222,7 +231,7 @@ class RemoteHandle:
     async def truncate(self, size: int) -> None:
         entry = await self.dirty(keep=size > 0)
         if size > entry.size:
-            self._floors.spool.reserve(0)
+            self._floors.reserve(0)
         entry.truncate(size)
 
     async def dirty(self, *, keep: bool) -> SpoolEntry:

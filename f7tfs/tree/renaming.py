@@ -85,11 +85,13 @@ class Renaming:
         await self._times.forget(path)
 
     async def rename(self, source: RemotePath, target: RemotePath, *, replace: bool) -> None:
+        if source == target:
+            return
         self._namespace.require_name(source)
         self._namespace.require_name(target)
         spool = self._floors.spool
         async with contextlib.AsyncExitStack() as turns:
-            below = [*spool.within(source), *spool.within(target)]
+            below = {*spool.within(source), *spool.within(target)}
             for entry in sorted(below, key=lambda one: one.path):
                 await turns.enter_async_context(entry.turn)
             moved, replaced = spool.at(source), spool.at(target)
