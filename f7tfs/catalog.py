@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+import msgspec
 import trio
 from cachetools import LRUCache
 
@@ -31,6 +32,7 @@ from f7tfs.zone import ClusterZone
 
 log = logging.getLogger("f7tfs.catalog")
 DIRECTORIES = 20_000  # listings kept
+LESSONS = 3  # stats that one listing may cost to learn the zone
 HIDDEN_PREFIX = ".f7tfs-"  # names of our own making on the cluster
 
 
@@ -231,14 +233,13 @@ class Catalog:
         asked = trio.current_time()
         try:
             listed = await self._cluster.list_directory(directory)
-            if not self._zone.is_known:
-                await self._learn_zone(directory, listed)
+            await self._learn_zone(directory, listed)
             listing = Listing({}, asked)
             for one in listed:
                 if one.name in listing.entries:
                     # A literal backslash beside the escape that reads like it (v1 FACTS §4).
                     log.warning("two names in %s read as %r; one is hidden", directory, one.name)
-                elif not one.name.startswith(HIDDEN_PREFIX):
+                elif not one.name.startswith(HIDDEN_PREFIX) and not _is_mark(one):
                     listing.entries[one.name] = self._attributes_of_listed(one)
                     listing.raw[one.name] = one.local_mtime
             for name, changed in flight.changes.items():
@@ -264,22 +265,27 @@ class Catalog:
             flight.done.set()
 
     async def _learn_zone(self, directory: RemotePath, listed: list[Listed]) -> None:
-        """One stat of the entry that changed last settles what the listing's clock means."""
-        candidates = [
-            one
+        """One stat of the entry that changed last settles what the listing's clock means, and one
+        more where the zones that are possible then disagree about another entry."""
+        usable = {
+            one.local_mtime: join(directory, one.name)
             for one in listed
             if not one.ambiguous and self._cluster.carries(join(directory, one.name), Route.COMMAND)
-        ]
-        if not candidates:
-            return
-        one = max(candidates, key=lambda each: each.local_mtime)
-        try:
-            stat = await self._cluster.stat(join(directory, one.name))
-        except F7tfsError as error:
-            log.debug("the zone is not learnt from %s: %s", one.name, error)
-            return
-        if self._zone.observe(one.local_mtime, stat.mtime):
-            self.forget_all()
+        }
+        wanted = max(usable, default=None) if not self._zone.is_known else None
+        for _ in range(LESSONS):
+            if wanted is None:
+                wanted = self._zone.doubtful(usable)
+            if wanted is None:
+                return
+            try:
+                stat = await self._cluster.stat(usable.pop(wanted))
+            except F7tfsError as error:
+                log.debug("the zone is not learnt: %s", error)
+                return
+            if self._zone.observe(wanted, stat.mtime):
+                self.forget_all()
+            wanted = None
 
     def _keep_details(self, directory: RemotePath, listing: Listing) -> None:
         """What a stat told (inode, ctime, owner ids) stays true while size and time are equal."""
@@ -296,7 +302,9 @@ class Catalog:
                 == (attributes.size, attributes.mtime, attributes.kind)
                 and attributes.permissions == known.permissions
             ):
-                listing.entries[name] = known
+                listing.entries[name] = msgspec.structs.replace(
+                    known, has_acl=attributes.has_acl, target=attributes.target
+                )
 
     def _refine(self, path: RemotePath, stat: Stat) -> None:
         listing = self._listings.get(parent_of(path))
@@ -310,9 +318,12 @@ class Catalog:
             if shift and self._zone.observe(wall_clock, stat.mtime):
                 self.forget_all()
                 return
-        self._change(
-            path, self.attributes_of(stat, target=known.target if known is not None else None)
-        )
+        attributes = self.attributes_of(stat)
+        if known is not None:  # what only a listing tells
+            attributes = msgspec.structs.replace(
+                attributes, target=known.target, has_acl=known.has_acl
+            )
+        self._change(path, attributes)
 
     def _remember_single(self, path: RemotePath, stat: Stat) -> Attributes:
         attributes = self.attributes_of(stat)
@@ -336,3 +347,8 @@ class Catalog:
 
 def _number(text: str, known: dict[str, int]) -> int | None:
     return int(text) if text.isdigit() else known.get(text)
+
+
+def _is_mark(one: Listed) -> bool:
+    """The symlink that stands where a directory was removed, until it is removed itself."""
+    return one.target is not None and one.target.startswith(f"{HIDDEN_PREFIX}removed-")

@@ -52,6 +52,7 @@ from f7tfs.tree.wing import Wing
 from f7tfs.zone import ClusterZone
 
 log = logging.getLogger("f7tfs.mount")
+CLOSING = 5.0  # seconds
 
 
 class Mounted:
@@ -60,8 +61,15 @@ class Mounted:
     tree: Tree
 
     def __init__(
-        self, spool: Spool, cache: Cache, uploads: Uploads, removals: Removals, floors: Floors
+        self,
+        spool: Spool,
+        cache: Cache,
+        uploads: Uploads,
+        removals: Removals,
+        floors: Floors,
+        workplace: Workplace,
     ) -> None:
+        self.workplace = workplace
         self.floors = floors
         self.spool = spool
         self.cache = cache
@@ -82,6 +90,11 @@ class Mounted:
             if not len(self.removals):
                 return stuck
             await self.removals.execute_now(RemotePath("/"))
+
+    async def close(self) -> None:
+        """The last word to the cluster: our working directory goes, if that is quick."""
+        with trio.move_on_after(CLOSING):
+            await self.workplace.close()
 
     def check(self) -> None:
         """Every structure's invariants."""
@@ -175,10 +188,12 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
             spool.load(Submissions.files_of(journal))
             try:
                 async with trio.open_nursery() as nursery:
-                    yield await _assemble(
+                    mounted = await _assemble(
                         config, root, cluster, storage, identity, journal, disk, cache, spool,
                         nursery,
                     )  # fmt: skip
+                    yield mounted
+                    await mounted.close()
                     nursery.cancel_scope.cancel()
             finally:
                 spool.close()
@@ -264,7 +279,7 @@ async def _assemble(
         directory=remote_path(config.jobs.working_directory or root),
     )
     callers = Callers()
-    floors = Floors(spool, cache, downloads, uploads, disk, callers)
+    floors = Floors(spool, cache, downloads, uploads, disk, callers, config.hostname)
     remote = RemoteWing(catalog, namespace, removals, workplace, times, floors, identity, root=root)
     about = {
         "system": config.system,
@@ -291,7 +306,7 @@ async def _assemble(
             partition=config.jobs.partition,
             interval=config.jobs.poll_interval,
         )
-    mounted = Mounted(spool, cache, uploads, removals, floors)
+    mounted = Mounted(spool, cache, uploads, removals, floors, workplace)
 
     async def flush(_: str) -> None:
         await mounted.everything_there()
@@ -317,10 +332,7 @@ async def _assemble(
     nursery.start_soon(uploads.run)
     nursery.start_soon(removals.run)
     await submissions.resume()
-    nursery.start_soon(_tidy, workplace, spool)
+    nursery.start_soon(
+        workplace.tidy, lambda: frozenset(one.temporary for one in spool if one.temporary)
+    )
     return mounted
-
-
-async def _tidy(workplace: Workplace, spool: Spool) -> None:
-    """Remove what earlier daemons left on the cluster; attempts under way need theirs."""
-    await workplace.sweep(busy=frozenset(one.temporary for one in spool if one.temporary))

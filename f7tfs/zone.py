@@ -1,20 +1,33 @@
 """The cluster's wall clock: listings carry local time without a zone (v1 FACTS §4, v2 FACTS §3).
 
 Only a `stat` tells the epoch, so the zone is learnt from pairs (wall clock, epoch) of one file.
+One pair leaves many zones possible; where they disagree about a time that is to be shown, one more
+pair is asked for.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import zoneinfo
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta, tzinfo
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
 log = logging.getLogger("f7tfs.zone")
 
 QUARTER = 900  # all zones in use today differ from UTC by multiples of 15 minutes
 LARGEST_OFFSET = 15 * 3600
+DAY = 86400
+
+
+@functools.cache
+def _all_zones() -> tuple[tzinfo, ...]:
+    """This machine's own zone first, then UTC, then every other."""
+    names = zoneinfo.available_timezones()
+    local = _local_zone_name()
+    first = [zoneinfo.ZoneInfo(local)] if local in names and local is not None else []
+    return (*first, UTC, *(zoneinfo.ZoneInfo(name) for name in sorted(names)))
 
 
 def _local_zone_name() -> str | None:
@@ -26,60 +39,56 @@ def _local_zone_name() -> str | None:
         return None
 
 
-class ClusterZone:
-    """Turns the cluster's wall clock into epoch seconds.
+def _epoch(wall_clock: int, zone: tzinfo) -> int:
+    """The hour that a zone repeats in autumn is read as its first occurrence."""
+    try:
+        naive = datetime(1970, 1, 1) + timedelta(seconds=wall_clock)
+        return int(naive.replace(tzinfo=zone).timestamp())
+    except (OverflowError, ValueError):
+        return wall_clock
 
-    Configured by an IANA name, or learnt: `observe` takes a pair of which both sides belong to
-    one unchanged file, and picks a zone that explains every pair seen so far. This machine's own
-    zone is tried first, then UTC, then all others, then the bare offset.
-    """
+
+class ClusterZone:
+    """Turns the cluster's wall clock into epoch seconds; configured by an IANA name, or learnt."""
 
     def __init__(self, name: str | None = None) -> None:
-        self._configured = name is not None
-        self._zone: tzinfo = zoneinfo.ZoneInfo(name) if name else UTC
-        self._samples: dict[int, int] = {}  # offset in seconds → one wall clock time that had it
-        self.is_known = self._configured
+        self._candidates: list[tzinfo] = [zoneinfo.ZoneInfo(name)] if name else []
+        self._is_configured = name is not None
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self._candidates)
 
     def epoch(self, wall_clock: int) -> int:
-        """Epoch seconds of a wall clock time given as if it were UTC. The hour that a zone
-        repeats in autumn is read as its first occurrence."""
-        try:
-            naive = datetime(1970, 1, 1) + timedelta(seconds=wall_clock)
-            return int(naive.replace(tzinfo=self._zone).timestamp())
-        except (OverflowError, ValueError):
-            return wall_clock
+        """Epoch seconds of a wall clock time given as if it were UTC."""
+        return _epoch(wall_clock, self._candidates[0] if self._candidates else UTC)
+
+    def doubtful(self, wall_clocks: Iterable[int]) -> int | None:
+        """One of these times about which the zones that are still possible disagree."""
+        if len(self._candidates) < 2:
+            return None
+        for wall_clock in {each // DAY: each for each in wall_clocks}.values():
+            shown = self.epoch(wall_clock)
+            if any(_epoch(wall_clock, zone) != shown for zone in self._candidates):
+                return wall_clock
+        return None
 
     def observe(self, wall_clock: int, epoch: int) -> bool:
         """Learn from one file's two times. True if times read so far must be read again."""
         offset = wall_clock - epoch
-        if self._configured or offset % QUARTER or abs(offset) > LARGEST_OFFSET:
+        if self._is_configured or offset % QUARTER or abs(offset) > LARGEST_OFFSET:
             return False
-        changed = not self.is_known or self.epoch(wall_clock) != epoch
-        self.is_known = True
-        if not changed:
+        before = self._candidates[0] if self._candidates else UTC
+        fitting = [
+            zone for zone in self._candidates or _all_zones() if _epoch(wall_clock, zone) == epoch
+        ]
+        # Nothing fits: a clock without a zone's rules, or the wrong lesson before. Begin anew.
+        self._candidates = (
+            fitting
+            or [zone for zone in _all_zones() if _epoch(wall_clock, zone) == epoch]
+            or [timezone(timedelta(seconds=offset))]
+        )
+        if self._candidates[0] is before:
             return False
-        self._samples[offset] = wall_clock
-        for zone in self._candidates():
-            self._zone = zone
-            if all(self.epoch(wall) == wall - off for off, wall in self._samples.items()):
-                break
-        else:
-            self._zone = _fixed(offset)
-        log.info("the cluster's clock is read as %s", self._zone)
+        log.info("the cluster's clock is read as %s", self._candidates[0])
         return True
-
-    def _candidates(self) -> Iterator[tzinfo]:
-        local = _local_zone_name()
-        if local in zoneinfo.available_timezones():
-            yield zoneinfo.ZoneInfo(local)
-        yield UTC
-        if len(self._samples) == 1:  # one sample cannot tell a zone from its offset
-            yield _fixed(next(iter(self._samples)))
-        for name in sorted(zoneinfo.available_timezones()):
-            yield zoneinfo.ZoneInfo(name)
-
-
-def _fixed(offset: int) -> tzinfo:
-    from datetime import timezone
-
-    return timezone(timedelta(seconds=offset))

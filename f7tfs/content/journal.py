@@ -43,7 +43,8 @@ class UploadRecord(Record, frozen=True):
 
     `base` is the remote file that the edit started from, None if there was none. `ticket`,
     `temporary` and `expected` describe an attempt under way; `expected` is what the target
-    will be once our rename is through, so that a lost reply is no conflict with ourselves.
+    will be once our rename is through, so that a lost reply is no conflict with ourselves;
+    `expected_is_current` says that nothing was written since. `held`: the name is a temporary one.
     """
 
     kind = "upload"
@@ -58,6 +59,7 @@ class UploadRecord(Record, frozen=True):
     ticket: str | None = None
     sent: bool = False
     expected: Fingerprint | None = None
+    expected_is_current: bool = False
     in_place: bool = False
 
 

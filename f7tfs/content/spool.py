@@ -75,6 +75,7 @@ class SpoolEntry:
         self.writers = 0  # open handles that may write
         self.is_running = False  # an attempt is under way or waits for its place
         self.users = 0  # whoever needs the descriptor: handles and transfers
+        self.hold = False  # its name is a temporary one: it stays here until it is renamed
         self.due = 0.0  # trio time
         self.attempts = 0
         self.error: str | None = None
@@ -85,6 +86,7 @@ class SpoolEntry:
         self.ticket: str | None = None
         self.form_sent = False
         self.expected: Fingerprint | None = None
+        self.expected_version = 0  # the version of the content that `expected` was published from
         self.in_place = False
         # Held by whoever changes what the remote name means: publish, rename, unlink.
         self.turn = trio.Lock()
@@ -113,12 +115,13 @@ class SpoolEntry:
             permissions=self.permissions,
             mtime_ns=self.mtime_ns,
             created=self.created,
-            held=self.state is State.HELD,
+            held=self.hold,
             stuck=self.error if self.state is State.STUCK else None,
             temporary=self.temporary,
             ticket=self.ticket,
             sent=self.form_sent,
             expected=self.expected,
+            expected_is_current=self.expected_version == self.version,
             in_place=self.in_place,
         )
 
@@ -315,6 +318,8 @@ class Spool:
             entry.temporary = RemotePath(record.temporary) if record.temporary else None
             entry.ticket, entry.form_sent = record.ticket, record.sent
             entry.expected, entry.in_place = record.expected, record.in_place
+            entry.expected_version = entry.version if record.expected_is_current else 0
+            entry.hold = record.held
             entry.journaled = entry.generation
             entry.error = record.stuck
             entry.state = State.HELD if record.held else State.QUEUED

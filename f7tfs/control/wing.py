@@ -57,10 +57,15 @@ class ControlWing(Wing):
         if name in {"", OUTSIDE}:
             return self._shown(Kind.DIRECTORY, 0o555, 0)
         if name in self._texts:
-            return self._shown(Kind.FILE, 0o444, len(self._texts[name]().encode()))
+            return self._shown(
+                Kind.FILE, 0o444, len(self._texts[name]().encode(errors="backslashreplace"))
+            )
         if name in self._levers:
             return self._shown(Kind.FILE, 0o200, 0)
         raise NotFound(name)
+
+    def _text(self, name: str) -> bytes:
+        return self._texts[name]().encode(errors="backslashreplace")
 
     def _shown(self, kind: Kind, permissions: int, size: int) -> Look:
         return Look(kind, permissions, size, time.time_ns(), self._uid, self._gid, timeout=0.0)
@@ -73,7 +78,7 @@ class ControlWing(Wing):
     async def open(self, node: Node, flags: int, caller: Caller) -> OpenFile:
         name = node.parts()[-1]
         if name in self._texts and not wants_writing(flags):
-            return ReadOnlyText(self._texts[name]().encode())
+            return ReadOnlyText(self._text(name))
         if name in self._levers and wants_writing(flags):
             return _Lever(self._levers[name], self._callers, caller)
         if name == OUTSIDE:

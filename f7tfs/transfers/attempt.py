@@ -84,10 +84,14 @@ class Attempts:
     async def run(self, entry: SpoolEntry) -> None:
         """The whole way. Raises Superseded, or the error that stopped it."""
         version = entry.version
-        there = await self._namespace.find(entry.path) if entry.base or entry.expected else None
-        if there is not None and self._is_ours_already(entry, there):
-            await self._settle(entry, there, version)
-            return
+        if entry.expected is not None:
+            async with entry.turn:
+                self._require_current(entry, version)
+                there = await self.recognise(entry)
+                if there is not None and entry.expected_version == version:
+                    await self._settle(entry, there, version, adopt=False)
+                    return
+        there = await self._namespace.find(entry.path) if entry.base is not None else None
         if there is not None and self._must_stay_in_place(entry, there):
             await self._write_in_place(entry, there, version)
             return
@@ -101,6 +105,22 @@ class Attempts:
         async with entry.turn:
             self._require_current(entry, version)
             await self._publish(entry, proven, version)
+
+    async def recognise(self, entry: SpoolEntry) -> Stat | None:
+        """Settle what a lost reply left open: if our rename went through, what is there is the
+        entry's base from now on, and is returned. The caller holds the turn."""
+        if entry.expected is None:
+            return None
+        there = await self._namespace.find(entry.path)
+        if there is None or not entry.expected.agrees(there.fingerprint, ignore_ctime=True):
+            entry.expected = None
+            return None
+        if entry.temporary is not None:
+            await self._workplace.forget_litter(entry.temporary)
+        entry.base, entry.expected = there.fingerprint, None
+        entry.temporary, entry.ticket, entry.form_sent = None, None, False
+        await self._spool.save(entry)
+        return there
 
     async def abandon(self, entry: SpoolEntry) -> None:
         """Remove the temporary of an attempt that nobody wants any more. Once its form was sent,
@@ -128,11 +148,22 @@ class Attempts:
             self._require_current(entry, version)
         temporary = entry.temporary
         try:
+            if entry.permissions & 0o044 != 0o044 and not entry.form_sent:
+                await self._close_to_others(temporary, entry.permissions)
             await self._transport(entry, temporary, version)
             return await self._prove(entry, temporary, version)
         except Superseded:
             await self.abandon(entry)
             raise
+
+    async def _close_to_others(self, temporary: RemotePath, permissions: int) -> None:
+        """A private file must not be readable while it travels: uploads in place keep the mode."""
+        if self._cluster.capabilities.empty_uploads:
+            await self._cluster.upload(temporary, b"")
+        else:
+            archive = archive_of(name_of(temporary), permissions=permissions)
+            await self._workplace.extract(archive, parent_of(temporary))
+        await self._cluster.change_mode(temporary, permissions | 0o200)
 
     async def _transport(self, entry: SpoolEntry, target: RemotePath, version: int) -> None:
         if entry.size <= self._cluster.capabilities.direct_upload_limit:
@@ -269,6 +300,7 @@ class Attempts:
         if proven.mode & 0o7777 != entry.permissions:
             await self._cluster.change_mode(temporary, entry.permissions)
         entry.expected = Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino)
+        entry.expected_version = version
         await self._spool.save(entry)
         self._require_current(entry, version)
         try:
@@ -281,11 +313,7 @@ class Attempts:
         """Both survive: the cluster's version under the name, ours beside it."""
         temporary = entry.temporary
         assert temporary is not None
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        name = name_of(entry.path).encode(errors="surrogateescape")
-        suffix = f".conflict-{self._hostname}-{stamp}"
-        stem = name[: 255 - len(suffix)].decode(errors="ignore")
-        beside = join(parent_of(entry.path), stem + suffix)
+        beside = conflict_name(entry.path, self._hostname)
         while await self._namespace.find(beside) is not None or self._spool.at(beside) is not None:
             beside = RemotePath(beside + "-2")
         log.warning("%s changed on the cluster; the local version is %s", entry.path, beside)
@@ -293,6 +321,7 @@ class Attempts:
         self._spool.retarget(entry, beside)
         entry.base = None
         entry.expected = Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino)
+        entry.expected_version = entry.version
         await self._spool.save(entry)
         after = await self._namespace.rename_checked(temporary, beside, proven, None)
         self._cache.forget(original)
@@ -302,15 +331,7 @@ class Attempts:
     def _is_conflict(self, entry: SpoolEntry, there: Stat) -> bool:
         if there.kind is Kind.DIRECTORY:
             return True
-        if self._is_ours_already(entry, there):
-            return False
         return entry.base is None or not entry.base.agrees(there.fingerprint, ignore_ctime=True)
-
-    def _is_ours_already(self, entry: SpoolEntry, there: Stat) -> bool:
-        """Our rename went through and its reply was lost."""
-        return entry.expected is not None and entry.expected.agrees(
-            there.fingerprint, ignore_ctime=True
-        )
 
     # In place.
 
@@ -365,35 +386,47 @@ class Attempts:
 
     # Clean.
 
-    async def _settle(self, entry: SpoolEntry, after: Stat, version: int) -> None:
-        """The cluster has it: the journal record ends, the spool file becomes the cached copy."""
+    async def _settle(
+        self, entry: SpoolEntry, after: Stat, version: int, *, adopt: bool = True
+    ) -> None:
+        """The cluster has it: the journal record ends, the spool file becomes the cached copy
+        (unless `adopt` is False: after a restart its bytes may be newer than what was published).
+        """
         remote, path = after.fingerprint, entry.path
         litter = ((LitterRecord, entry.temporary),) if entry.temporary is not None else ()
         entry.temporary, entry.ticket, entry.form_sent = None, None, False
         entry.expected, entry.in_place, entry.error = None, False, None
         entry.attempts = 0
+        entry.base = remote  # whoever still has it open writes on from here
         times = self._times.note(path, remote, entry.mtime_ns)
         self._catalog.put(path, self._catalog.attributes_of(after))
-        if entry.version != version or entry.is_gone:
-            entry.base = remote
-            if entry.is_gone:
-                await self._journal.write(times, drop=litter)
-            else:
-                await self._journal.write(times, entry.record(), drop=litter)
+        if entry.version != version:
+            await self._journal.write(times, entry.record(), drop=litter)
             return
         await self._journal.write(times, drop=((UploadRecord, entry.id), *litter))
-        if entry.version != version or entry.is_gone or entry.state is not State.UPLOADING:
+        if entry.version != version or entry.state is not State.UPLOADING:
             # Written again while the record ended: it is owed again, on the new base.
-            entry.base = remote
-            if not entry.is_gone:
-                entry.journaled = 0
-                await self._spool.commit(entry)
+            entry.journaled = 0
+            await self._spool.commit(entry)
             return
-        await self._cache.adopt(self._spool.file_of(entry.id), entry.fd, path, remote)
-        entry.base = remote  # whoever still has it open writes on from here
-        if entry.version == version and not entry.is_gone:
+        if adopt:
+            try:
+                await self._cache.adopt(self._spool.file_of(entry.id), entry.fd, path, remote)
+            except OSError as error:  # the cache is a convenience
+                log.warning("%s is not kept in the cache: %s", path, error)
+        if entry.version == version and entry.state is State.UPLOADING:
             self._spool.unlink(entry)
+        else:
+            entry.journaled = 0
+            await self._spool.commit(entry)
 
     def _require_current(self, entry: SpoolEntry, version: int) -> None:
         if entry.is_gone or entry.version != version:
             raise Superseded
+
+
+def conflict_name(path: RemotePath, hostname: str) -> RemotePath:
+    """Where the local version goes when both survive: NAME.conflict-HOST-YYYYmmdd-HHMMSS."""
+    suffix = f".conflict-{hostname}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = name_of(path).encode(errors="surrogateescape")[: 255 - len(suffix)]
+    return join(parent_of(path), stem.decode(errors="ignore") + suffix)

@@ -8,6 +8,7 @@ lost reply look first and only then decide (SEMANTICS "Metadata").
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 
 from f7tfs.api.port import Cluster, Phase, Route
@@ -19,6 +20,7 @@ from f7tfs.errors import (
     F7tfsError,
     IsADirectory,
     NameNotSupported,
+    NameTooLong,
     NotADirectory,
     NotEmpty,
     NotFound,
@@ -28,9 +30,10 @@ from f7tfs.errors import (
 )
 from f7tfs.model import Attributes, Kind, RemotePath, Stat, join, name_of, parent_of
 from f7tfs.transfers.follow import follow
-from f7tfs.transfers.workplace import Workplace, archive_of
+from f7tfs.transfers.workplace import MARK, Workplace, archive_of
 
 log = logging.getLogger("f7tfs.namespace")
+NAME_MAX = 255  # bytes; the kernel lets longer names through to FUSE
 
 
 class Namespace:
@@ -57,6 +60,8 @@ class Namespace:
         """EINVAL before anything is sent, for a name that could never be removed again."""
         if name_of(path).startswith(HIDDEN_PREFIX):
             raise NameNotSupported(f"{name_of(path)!r}: names that begin so are f7tfs' own")
+        if len(os.fsencode(name_of(path))) > NAME_MAX:
+            raise NameTooLong(f"{name_of(path)!r} has more than {NAME_MAX} bytes")
         if not self._cluster.carries(path, Route.COMMAND):
             raise NameNotSupported(f"no safe route to the cluster for the name {path!r}")
 
@@ -71,13 +76,18 @@ class Namespace:
         self.require_name(path)
         try:
             await self._cluster.make_directory(path)
+        except Exists:
+            if not await self._workplace.clear(path):
+                raise
+            await self._cluster.make_directory(path)
         except OutcomeUnknown:
             found = await self.find(path)
             if found is None or found.kind is not Kind.DIRECTORY:
                 await self._cluster.make_directory(path)
         stat = await self._catalog.stat(path)
         if stat.mode & 0o777 != permissions & 0o777:
-            await self._cluster.change_mode(path, permissions)
+            inherited = stat.mode & 0o7000  # the parent's set-group-id bit
+            await self._cluster.change_mode(path, permissions | inherited)
             stat = await self._catalog.stat(path)
         return self._note(path, stat)
 
@@ -109,6 +119,10 @@ class Namespace:
             await self._cluster.change_mode(path, permissions)
         except OutcomeUnknown:
             await self._cluster.change_mode(path, permissions)  # absolute mode: the same twice
+        except (NotFound, ServerError):
+            # v1 takes its own words for an error where the name speaks of one (FACTS §2).
+            if (await self._catalog.stat(path)).mode & 0o7777 != permissions:
+                raise
         self._note(path, await self._catalog.stat(path))
 
     async def remove_file(self, path: RemotePath, expected: Stat | None = None) -> None:
@@ -142,7 +156,7 @@ class Namespace:
         before = await self._catalog.stat(path)
         if before.kind is not Kind.DIRECTORY:
             raise NotADirectory(path)
-        marker = f"{HIDDEN_PREFIX}removed-{uuid.uuid4().hex[:12]}"
+        marker = MARK + uuid.uuid4().hex[:12]
         await self._journal.write(LitterRecord(id=path, marker=marker))
         try:
             await self._workplace.extract(

@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections.abc import Iterator
 
+import msgspec
 import trio
 
 from f7tfs.catalog import Catalog
@@ -50,6 +51,11 @@ class Removals:
     def hides(self, path: RemotePath) -> bool:
         """Whether a tombstone stands at this very name."""
         return path in self._records
+
+    def is_directory(self, path: RemotePath) -> bool:
+        """Whether a directory is buried at this very name."""
+        record = self._records.get(path)
+        return record is not None and record.is_directory
 
     def names_in(self, directory: RemotePath) -> set[str]:
         return {name_of(path) for path in self._records if parent_of(path) == directory}
@@ -120,10 +126,22 @@ class Removals:
             for record in sorted(self.within(directory), key=lambda one: one.sequence):
                 await self._execute(record)
 
-    async def rename(self, source: RemotePath, target: RemotePath) -> None:
-        """Tombstones below a directory that is renamed must be carried out before."""
-        await self.execute_now(source)
-        await self.execute_now(target)
+    def steady(self) -> trio.Lock:
+        """Held while a name changes on the cluster: no tombstone is carried out meanwhile."""
+        return self._turn
+
+    async def retarget(self, source: RemotePath, target: RemotePath) -> None:
+        """A directory was renamed on the cluster: what is buried below it went along. The caller
+        holds `steady`."""
+        moved = list(self.within(source))
+        changed = [
+            msgspec.structs.replace(one, path=target + one.path[len(source) :]) for one in moved
+        ]
+        for old, new in zip(moved, changed, strict=True):
+            del self._records[RemotePath(old.path)]
+            self._records[RemotePath(new.path)] = new
+        if changed:
+            await self._journal.write(*changed)
 
     async def run(self) -> None:
         """Carry out tombstones in their order, for ever."""
@@ -148,25 +166,26 @@ class Removals:
                     await self._wake.wait()
 
     async def _execute(self, record: RemovalRecord) -> None:
-        path = RemotePath(record.path)
         waiting = [one for name in record.uploads if (one := self._spool.by_id(name)) is not None]
         self._uploads.hurry(waiting)
         await self._uploads.settled(waiting)
         async with self._turn:
-            if self._records.get(path) is not record:
+            now = next((one for one in self._records.values() if one.id == record.id), None)
+            if now is None:
                 return
+            path = RemotePath(now.path)
             try:
-                if record.is_directory:
+                if now.is_directory:
                     await self._namespace.remove_directory(path)
                 else:
-                    await self._remove_if_unchanged(path, record)
+                    await self._remove_if_unchanged(path, now)
             except (NotFound, NotEmpty) as error:
                 log.info("removing %s: %s; left as it is", path, error)
             except F7tfsError as error:
                 if error.transient:
                     raise
                 log.error("removing %s failed for good: %s; the name is shown again", path, error)
-            await self._end(record)
+            await self._end(now)
 
     async def _remove_if_unchanged(self, path: RemotePath, record: RemovalRecord) -> None:
         stat = await self._namespace.find(path)

@@ -24,7 +24,7 @@ import trio
 from f7tfs.api.port import Cluster
 from f7tfs.content.disk import Disk, sync_directory
 from f7tfs.content.journal import Journal, SubmitRecord
-from f7tfs.content.spool import Spool, SpoolEntry, State
+from f7tfs.content.spool import Spool, SpoolEntry
 from f7tfs.errors import (
     F7tfsError,
     NotFound,
@@ -122,9 +122,7 @@ class Submissions:
         return now
 
     def _owed(self) -> tuple[str, ...]:
-        return tuple(
-            entry.id for entry in self._spool if entry.journaled and entry.state is not State.OPEN
-        )
+        return tuple(entry.id for entry in self._spool.owed())
 
     def _store(self, tag: str, script: bytes) -> None:
         fd = os.open(self._file(tag), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

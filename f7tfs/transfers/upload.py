@@ -44,19 +44,18 @@ class Uploads:
 
     # What the tree tells.
 
-    def closed(self, entry: SpoolEntry, *, temporary: bool) -> None:
+    def closed(self, entry: SpoolEntry) -> None:
         """The last writer let go of a journaled entry: it is owed from now on."""
-        now = trio.current_time()
         if entry.is_gone:
             return
         entry.error = None
         entry.attempts = 0
-        if temporary:
+        if entry.hold:
             entry.due = self._hold_until(entry)  # before the move: others see both at once
             self._spool.move(entry, State.HELD)
         else:
+            entry.due = trio.current_time() + self._delay
             self._spool.move(entry, State.QUEUED)
-            entry.due = now + self._delay
         self._poke()
 
     def _hold_until(self, entry: SpoolEntry) -> float:
@@ -64,10 +63,10 @@ class Uploads:
             return float("inf")
         return trio.current_time() + self._hold
 
-    def renamed(self, entry: SpoolEntry, *, temporary: bool) -> None:
+    def renamed(self, entry: SpoolEntry) -> None:
         """A dirty file has a new name: an editor's temporary becomes the file, or the other way."""
         if entry.state in {State.HELD, State.QUEUED, State.STUCK}:
-            self.closed(entry, temporary=temporary)
+            self.closed(entry)
 
     async def discard(self, entry: SpoolEntry) -> None:
         """Forget a dirty file that was unlinked before it was published."""
@@ -76,8 +75,12 @@ class Uploads:
         self._spool.unlink(entry)
         if journaled:
             await self._spool.drop_record(entry)
-        if entry.temporary is not None:
+        if not entry.is_running:  # else the attempt cleans up once its call is over
             self.later(self._attempts.abandon, entry)
+
+    async def recognise(self, entry: SpoolEntry) -> None:
+        """Whether a publishing whose reply was lost went through. The caller holds the turn."""
+        await self._attempts.recognise(entry)
 
     def later(self, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Work that nobody waits for, in the mount's nursery; its faults are only logged."""
@@ -99,6 +102,7 @@ class Uploads:
         for entry in chosen:
             self._requeue(entry, 0.0)
             entry.attempts = 0
+            self.later(self._spool.save, entry)
         return len(chosen)
 
     def hurry(self, entries: Collection[SpoolEntry]) -> None:
@@ -176,6 +180,8 @@ class Uploads:
             await self._failed(entry, ServerError(f"internal error: {error!r}"))
         finally:
             entry.is_running = False
+            if entry.is_gone:
+                self.later(self._attempts.abandon, entry)
             self._spool.leave(entry)
             self._poke()  # it may be due again already
 

@@ -15,7 +15,7 @@ import logging
 import tarfile
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import trio
 
@@ -36,6 +36,8 @@ from f7tfs.errors import (
 from f7tfs.model import Kind, RemotePath, is_within, join, name_of, parent_of
 
 log = logging.getLogger("f7tfs.workplace")
+SWEEP_INTERVAL = 60.0
+MARK = f"{HIDDEN_PREFIX}removed-"  # where the symlinks of a removed directory lead
 
 
 def archive_of(
@@ -78,6 +80,7 @@ class Workplace:
         self._root = root
         self._directory = join(root, f"{HIDDEN_PREFIX}{self._mark}")
         self._usable: bool | None = None  # None: not tried yet
+        self._swept: set[RemotePath] = set()  # looked at once; they may heal until their time
         self._turn = trio.Lock()  # the archive's name is used by one at a time
 
     def temporary_for(self, path: RemotePath) -> RemotePath:
@@ -93,8 +96,11 @@ class Workplace:
                 await self._journal.write(LitterRecord(id=place))
             try:
                 await self._cluster.upload(place, archive)
-            except OutcomeUnknown:
-                await self._cluster.upload(place, archive)  # our own name, in place: harmless
+            except (OutcomeUnknown, NotFound):
+                # Our own name, in place: harmless twice. NotFound: somebody tidied it away.
+                self._usable = None
+                place = join(await self._place(directory), name_of(place))
+                await self._cluster.upload(place, archive)
             try:
                 await self._cluster.extract(place, directory)
             finally:
@@ -192,28 +198,44 @@ class Workplace:
     async def forget_litter(self, path: RemotePath) -> None:
         await self._journal.write(drop=((LitterRecord, path),))
 
+    async def clear(self, path: RemotePath) -> bool:
+        """Remove the mark that an rmdir left at this name, if there is one."""
+        for record in self._journal.load(LitterRecord):
+            if record.id == path and record.marker is not None:
+                return await self.remove_litter(path, marker=record.marker)
+        return False
+
+    async def tidy(self, busy: Callable[[], frozenset[RemotePath]]) -> None:
+        """Sweep at the start, and again while something due is left."""
+        while True:
+            await self.sweep(busy=busy())
+            await trio.sleep(SWEEP_INTERVAL)
+
     async def sweep(self, *, busy: frozenset[RemotePath] = frozenset()) -> None:
         """Remove what an earlier daemon or an abandoned attempt left. An abandoned v1 upload
         heals and makes its file again until the form expires (v1 FACTS §6): such records stay."""
         for record in self._journal.load(LitterRecord):
             path = RemotePath(record.id)
-            if path in busy:
+            if path in busy or (record.until > time.time() and path in self._swept):
                 continue
+            self._swept.add(path)
             gone = await self.remove_litter(path, marker=record.marker)
             if gone and record.until > time.time():
                 await self._journal.write(record)
 
     async def close(self) -> None:
-        """At unmount: remove the working directory, if it holds nothing but our archive."""
+        """At unmount: remove the working directory, if it holds nothing but files of ours."""
         if not self._usable:
             return
         try:
-            names = {one.name for one in await self._cluster.list_directory(self._directory)}
-            for name in names:
-                if name.startswith(f"{HIDDEN_PREFIX}{self._mark}"):
-                    await self._cluster.remove(join(self._directory, name))
-                    names = names - {name}
-            if not names:
+            left = 0
+            for one in await self._cluster.list_directory(self._directory):
+                path = join(self._directory, one.name)
+                if self.is_ours(path) and one.kind in {Kind.FILE, Kind.SYMLINK}:
+                    await self._cluster.remove(path)
+                else:
+                    left += 1
+            if not left:
                 await self._cluster.remove(self._directory)
         except F7tfsError as error:
             log.info("the working directory %s stays: %s", self._directory, error)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -19,6 +19,7 @@ from f7tfs.content.disk import Disk
 from f7tfs.content.spool import RESERVE, Spool, SpoolEntry, State
 from f7tfs.errors import Changed, NoLocalSpace
 from f7tfs.model import Attributes, Fingerprint, RemotePath
+from f7tfs.transfers.attempt import conflict_name
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.upload import Uploads
 from f7tfs.tree.waiting import Callers
@@ -36,6 +37,7 @@ class Floors:
         uploads: Uploads,
         disk: Disk,
         callers: Callers,
+        hostname: str,
     ) -> None:
         self.spool = spool
         self.cache = cache
@@ -43,6 +45,7 @@ class Floors:
         self.uploads = uploads
         self.disk = disk
         self.callers = callers
+        self.hostname = hostname
         self.waits_in_open = False  # the kernel lets too few reads wait (FUSE.md)
 
     def reserve(self, size: int) -> None:
@@ -56,8 +59,9 @@ class Floors:
 
 
 class Shared:
-    """The state that all handles of one node have in common. `path` is None once the name is
-    gone; `attributes` are those of the version that was opened."""
+    """The state that all handles of one node have in common. `path` is None once the name was
+    unlinked or renamed over here; `is_replaced` says that the cluster has another file there now.
+    `attributes` are those of the version that was opened."""
 
     def __init__(
         self, floors: Floors, path: RemotePath, attributes: Attributes | None, permissions: int
@@ -69,6 +73,7 @@ class Shared:
         self.entry: SpoolEntry | None = None
         self.content: CacheFile | None = None
         self.handles = 0
+        self.is_replaced = False
         self._turn = trio.Lock()
 
     def attach(self, entry: SpoolEntry) -> None:
@@ -103,15 +108,22 @@ class Shared:
             if self.content is not None:
                 self._floors.cache.unpin(self.content)
                 self.content = None
-            if self.path is None or self.attributes is None:
+            if self.path is None or self.is_replaced or self.attributes is None:
                 raise Changed("the file that was opened is gone, and its content was not fetched")
             self.content = self._floors.downloads.content(self.path, self.attributes)
             self._floors.cache.pin(self.content)
         return self.content
 
     async def dirty(self, keep: bool, caller_pid: int) -> SpoolEntry:
-        """The spool entry to write to; made from the version that was opened, if `keep`."""
+        """The spool entry to write to; made from the version that was opened, if `keep`. What was
+        replaced on the cluster meanwhile goes beside it, as any conflict does."""
         spool = self._floors.spool
+        if self.is_replaced and self.path is not None:
+            self.path = conflict_name(self.path, self._floors.hostname)
+            self.is_replaced = False
+            if not self._is_readable_without_path(keep):
+                raise Changed("the file that was opened was replaced, and its content is not here")
+            self.attributes = None  # nothing is there yet
         async with self._turn:
             if self.entry is not None and not (self.entry.is_gone and self.path is not None):
                 return self._reopened(self.entry)
@@ -149,18 +161,24 @@ class Shared:
             self.attach(entry)
             return self._reopened(entry)
 
+    def _is_empty(self) -> bool:
+        return self.content is None and self.entry is None
+
+    def _is_readable_without_path(self, keep: bool) -> bool:
+        return not keep or self.entry is not None or self.content is not None
+
     def _reopened(self, entry: SpoolEntry) -> SpoolEntry:
         if not entry.is_gone:
             self._floors.spool.move(entry, State.OPEN)
         return entry
 
     async def _fill(self, entry: SpoolEntry, pid: int, keep: bool) -> None:
-        if not keep or (self.attributes is None and self.content is None and self.entry is None):
+        if not keep or (self.attributes is None and self._is_empty()):
             return
         if self.entry is not None:  # the clean, just uploaded file that this handle wrote before
             await self._floors.disk.copy(self.entry.fd, entry.fd, self.entry.size)
             return
-        content = self.use_content()
+        content = self.content if self.content is not None else self.use_content()
         if not content.is_complete:
             with self._floors.callers.interruptible(pid):
                 await self._floors.downloads.wait(content, 0, content.size)
@@ -186,8 +204,7 @@ class RemoteHandle:
         flags: int,
         pid: int,
         *,
-        is_temporary: Callable[[RemotePath], bool],
-        refresh: Callable[[Shared], None],
+        refresh: Callable[[Shared], Awaitable[None]],
         released: Callable[[Shared], None],
     ) -> None:
         self._floors = floors
@@ -195,7 +212,6 @@ class RemoteHandle:
         self._appends = bool(flags & os.O_APPEND)
         self._writes = flags & os.O_ACCMODE != os.O_RDONLY
         self._pid = pid
-        self._is_temporary = is_temporary
         self._refresh = refresh
         self._released = released
         self._counted: SpoolEntry | None = None  # the entry that counts this handle as a writer
@@ -208,8 +224,8 @@ class RemoteHandle:
         if shared.entry is not None:
             return os.pread(shared.entry.fd, size, offset)
         content = shared.use_content()
-        if offset + size > content.size:
-            self._refresh(shared)
+        if offset + size > content.size > 0:  # at the end: has it grown?
+            await self._refresh(shared)
             content = shared.use_content()
         if not content.has(offset, size):
             with self._floors.callers.interruptible(self._pid):
@@ -265,17 +281,17 @@ class RemoteHandle:
                 if entry.writers == 0 and entry.state is State.OPEN:
                     await self._floors.spool.commit(entry)
                     if entry.writers == 0 and entry.state is State.OPEN:
-                        self._floors.uploads.closed(entry, temporary=self._is_temporary(entry.path))
+                        self._floors.uploads.closed(entry)
         finally:
             if shared.handles == 0:
                 self._released(shared)
                 shared.close()
 
 
-async def truncate_path(floors: Floors, shared: Shared, size: int, *, temporary: bool) -> None:
+async def truncate_path(floors: Floors, shared: Shared, size: int) -> None:
     """truncate(2) by name of a file that others have open: committed and owed at once."""
     entry = await shared.dirty(size > 0, 0)
     entry.truncate(size)
     await floors.spool.commit(entry)
     if entry.writers == 0 and entry.state is State.OPEN:
-        floors.uploads.closed(entry, temporary=temporary)
+        floors.uploads.closed(entry)

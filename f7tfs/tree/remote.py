@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import posixpath
+import time
 from collections.abc import Mapping
 
 import trio
@@ -17,7 +18,7 @@ import trio
 from f7tfs.catalog import HIDDEN_PREFIX, Catalog
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
-from f7tfs.errors import Exists, IsADirectory, NotFound, NotPermitted
+from f7tfs.errors import Changed, Exists, IsADirectory, NameNotSupported, NotFound, NotPermitted
 from f7tfs.model import Attributes, Identity, Kind, RemotePath, is_within, join, name_of, parent_of
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
@@ -30,6 +31,7 @@ from f7tfs.tree.temporaries import is_temporary
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
 
 log = logging.getLogger("f7tfs.tree")
+GROWING = 60.0  # seconds since the last change within which a file may be a log that grows
 OUTSIDE = ".f7tfs/outside"  # where symlinks that leave the mount lead: nothing can be opened there
 
 
@@ -166,6 +168,7 @@ class RemoteWing(Wing):
             if entry is None:
                 attributes = await self._find(path, fresh=True)
                 self._require_openable(path, attributes, flags)
+                attributes = await self._with_inode_if_growing(path, attributes)
                 entry = self._floors.spool.at(path)
             else:
                 attributes = None
@@ -180,8 +183,10 @@ class RemoteWing(Wing):
                 self._open[node.ino] = shared
             if entry is not None:
                 shared.attach(entry)
-            elif attributes is not None:
-                self._show_if_newer(shared, attributes)
+            elif attributes is not None and await self._is_other(shared, attributes):
+                # The kernel looks the name up again and finds the new inode.
+                self._catalog.put(path, attributes)
+                raise Changed(f"{path} was replaced on the cluster")
         handle = self._handle(node, shared, flags, caller)
         if self._floors.waits_in_open and flags & os.O_ACCMODE == os.O_RDONLY:
             try:
@@ -203,17 +208,49 @@ class RemoteWing(Wing):
         if wants_writing(flags):
             self._namespace.require_name(path)
 
-    def _show_if_newer(self, shared: Shared, attributes: Attributes) -> None:
+    async def _with_inode_if_growing(self, path: RemotePath, attributes: Attributes) -> Attributes:
+        """Of a file that is likely still being written, only the inode can prove later that it is
+        the same one and grew."""
+        if attributes.ino is not None or abs(time.time() - attributes.mtime) > GROWING:
+            return attributes
+        try:
+            return self._catalog.attributes_of(await self._catalog.stat(path))
+        except NameNotSupported:
+            return attributes
+
+    async def _is_other(self, shared: Shared, attributes: Attributes) -> bool:
+        """Whether the cluster has another file under the name than the one that is open. A version
+        of which nothing was read yet is exchanged; one that only grew is shown, if the inode
+        proves that it is the same file."""
         opened = shared.version()
-        if opened is not None and not opened.agrees(attributes.fingerprint, ignore_ctime=True):
+        if opened is None or opened.agrees(attributes.fingerprint, ignore_ctime=True):
+            return False
+        if shared.content is None and shared.entry is None:
             shared.show(attributes)
+            return False
+        if shared.path is not None and opened.ino and attributes.size >= opened.size:
+            now = await self._catalog.stat(shared.path)
+            if now.ino == opened.ino and now.size >= opened.size:
+                shared.show(self._catalog.attributes_of(now))
+                return False
+        return True
+
+    async def let_go_if_replaced(self, node: Node, look: Look) -> bool:
+        shared = self._open.get(node.ino)
+        if shared is None or shared.path is None or shared.version() is None:
+            return False
+        attributes = self._catalog.peek(shared.path)
+        if attributes is None or not await self._is_other(shared, attributes):
+            return False
+        shared.is_replaced = True
+        return True
 
     def _handle(self, node: Node, shared: Shared, flags: int, caller: Caller) -> RemoteHandle:
-        def refresh(which: Shared) -> None:
-            if which.path is not None:
+        async def refresh(which: Shared) -> None:
+            if which.path is not None and not which.is_replaced:
                 known = self._catalog.peek(which.path)
                 if known is not None and known.kind is Kind.FILE:
-                    self._show_if_newer(which, known)
+                    await self._is_other(which, known)
 
         def released(which: Shared) -> None:
             if self._open.get(node.ino) is which:
@@ -224,19 +261,9 @@ class RemoteWing(Wing):
             shared,
             flags,
             caller.pid,
-            is_temporary=self.is_temporary,
             refresh=refresh,
             released=released,
         )
-
-    def let_go_if_replaced(self, node: Node, look: Look) -> bool:
-        """A smaller file under the name is another one, a larger one has grown."""
-        shared = self._open.get(node.ino)
-        opened = shared.version() if shared is not None else None
-        if shared is None or opened is None or look.size >= opened.size:
-            return False
-        shared.path = None  # what was opened has no name any more
-        return True
 
     async def create(
         self, parent: Node, name: str, permissions: int, flags: int, caller: Caller
@@ -258,6 +285,7 @@ class RemoteWing(Wing):
             entry = self._floors.spool.new(
                 path, base=base, permissions=permissions & ~caller.umask & 0o7777
             )
+            entry.hold = self.is_temporary(path)
             self._floors.spool.enter(entry)
         return self._look_of_entry(entry)
 
@@ -315,13 +343,12 @@ class RemoteWing(Wing):
         target = (await self._find(path)).target
         if target is None:
             target = await self._catalog.read_link(path)
-        if not target.startswith("/"):
-            return target
         here = posixpath.dirname(path)
-        if is_within(posixpath.normpath(target), self._root):
-            return posixpath.relpath(target, here)
+        whole = posixpath.normpath(posixpath.join(here, target))
+        if is_within(whole, self._root):
+            return posixpath.relpath(whole, here) if target.startswith("/") else target
         # On this machine the name would mean a local file. It is shown, and leads nowhere.
-        return posixpath.relpath(self._root + "/" + OUTSIDE + target, here)
+        return posixpath.relpath(f"{self._root}/{OUTSIDE}{whole}", here)
 
     async def unlink(self, parent: Node, name: str, node: Node | None, caller: Caller) -> None:
         path = join(self.path(parent), name)
@@ -370,10 +397,9 @@ class RemoteWing(Wing):
         if isinstance(handle, RemoteHandle):
             await handle.truncate(size)
             return
-        path = self.path(node)
         shared = self._open.get(node.ino)
         if shared is not None:
-            await truncate_path(self._floors, shared, size, temporary=self.is_temporary(path))
+            await truncate_path(self._floors, shared, size)
             return
         opened = await self.open(node, os.O_WRONLY, Caller())
         assert isinstance(opened, RemoteHandle)

@@ -54,6 +54,7 @@ class Renaming:
             if entry.is_gone:  # published while we waited
                 await self._unlink_remote(path)
                 return
+            await self._floors.uploads.recognise(entry)
             if entry.base is not None:
                 with contextlib.suppress(NotFound):  # already gone on the cluster
                     await self._removals.remove_file(path, besides=entry)
@@ -90,11 +91,19 @@ class Renaming:
         self._namespace.require_name(source)
         self._namespace.require_name(target)
         spool = self._floors.spool
+        if spool.at(source) is None and self._removals.hides(source):
+            raise NotFound(source)
+        if self._removals.is_directory(target):
+            # Never while turns are held: a tombstone waits for uploads, and these for their turn.
+            await self._removals.execute_now(target)
         async with contextlib.AsyncExitStack() as turns:
             below = {*spool.within(source), *spool.within(target)}
             for entry in sorted(below, key=lambda one: one.path):
                 await turns.enter_async_context(entry.turn)
             moved, replaced = spool.at(source), spool.at(target)
+            for dirty in (moved, replaced):
+                if dirty is not None:
+                    await self._floors.uploads.recognise(dirty)
             if replaced is not None and not replace:
                 raise Exists(target)
             if moved is not None and moved.base is None:
@@ -118,17 +127,17 @@ class Renaming:
         if there is not None and not replace:
             raise Exists(target)
         buried = await self._removals.exhume(target)
-        await self._removals.execute_now(target)
         base = there.fingerprint if there is not None else buried
         if replaced is not None:
             base = replaced.base
             await self._floors.uploads.discard(replaced)
         moved.base = base
         self._floors.spool.retarget(moved, target)
+        moved.hold = self._is_temporary(target)
         self._floors.cache.forget(target)
         if moved.state is not State.OPEN or moved.journaled:
             await self._floors.spool.commit(moved)
-        self._floors.uploads.renamed(moved, temporary=self._is_temporary(target))
+        self._floors.uploads.renamed(moved)
 
     async def _rename_remote(
         self,
@@ -140,13 +149,16 @@ class Renaming:
     ) -> None:
         """The name exists on the cluster: it changes there, and dirty files below go along."""
         spool, uploads = self._floors.spool, self._floors.uploads
-        if self._removals.hides(source):
-            raise NotFound(source)
         if [one for one in spool.within(target) if one.path != target]:
             raise NotEmpty(target)
-        await self._removals.execute_now(source)
-        await self._removals.execute_now(target)
-        after = await self._namespace.rename(source, target, replace=replace)
+        if replaced is not None:
+            known = await self._remote(source)
+            if known is not None and known.is_directory:
+                raise NotADirectory(target)
+        async with self._removals.steady():
+            await self._removals.exhume(target)  # mv replaces it
+            after = await self._namespace.rename(source, target, replace=replace)
+            await self._removals.retarget(source, target)
         if replaced is not None:
             await uploads.discard(replaced)
         for entry in spool.within(source):
@@ -158,9 +170,11 @@ class Renaming:
                 new = RemotePath(target + old[len(source) :])
                 uploads.later(self._workplace.litter_moved, old, new)
             spool.retarget(entry, RemotePath(target + entry.path[len(source) :]))
+            if entry.path == target:
+                entry.hold = self._is_temporary(target)
             if entry.journaled:
                 await spool.commit(entry)
-            uploads.renamed(entry, temporary=self._is_temporary(entry.path))
+            uploads.renamed(entry)
         self._floors.cache.rename(source, target)
         self._floors.cache.touch(target, after.fingerprint)
         await self._times.rename(source, target)

@@ -91,12 +91,12 @@ class Tree:
             except NotFound:
                 self.nodes.detach(parent, name)
                 raise
-        return self._node_for(parent, name, look, wing), look
+        known = self.nodes.child(parent, name)
+        if known is not None and known.opened and await wing.let_go_if_replaced(known, look):
+            self.nodes.detach(parent, name)
+        return self.nodes.ensure(parent, name, look.kind, wing), look
 
     def _node_for(self, parent: Node, name: str, look: Look, wing: Wing) -> Node:
-        known = self.nodes.child(parent, name)
-        if known is not None and known.opened and wing.let_go_if_replaced(known, look):
-            self.nodes.detach(parent, name)
         return self.nodes.ensure(parent, name, look.kind, wing)
 
     async def look(self, ino: int) -> Look:

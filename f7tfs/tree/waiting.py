@@ -20,15 +20,16 @@ _MASK = sum(1 << (number - 1) for number in _ENDING)
 
 
 def has_signal(pid: int) -> bool:
-    """Whether a signal that would end `pid` (a thread id) waits for it, or it is gone."""
+    """Whether a signal that would end `pid` (a thread id) waits for it. The opener of a file that
+    is read may be gone: whoever reads now is not."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
             fields = dict(line.split(":", 1) for line in status if ":" in line)
     except OSError:
-        return True
+        return False
     pending = int(fields.get("SigPnd", "0"), 16) | int(fields.get("ShdPnd", "0"), 16)
-    ignored = int(fields.get("SigIgn", "0"), 16)
-    return bool(pending & ~ignored & _MASK)
+    deaf = int(fields.get("SigIgn", "0"), 16) | int(fields.get("SigBlk", "0"), 16)
+    return bool(pending & ~deaf & _MASK)
 
 
 class Callers:
