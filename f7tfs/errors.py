@@ -218,6 +218,7 @@ class Interrupted(F7tfsError):
 
 class NoLocalSpace(F7tfsError):
     errno = errno.ENOSPC
+    transient = True
 
 
 class Busy(F7tfsError):

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import trio
@@ -30,7 +30,7 @@ from f7tfs.content.times import Times
 from f7tfs.control.report import Report
 from f7tfs.control.wing import NAME as CONTROL
 from f7tfs.control.wing import ControlWing
-from f7tfs.errors import NotADirectory, ServerError
+from f7tfs.errors import F7tfsError, NotADirectory, ServerError
 from f7tfs.jobs.board import JobBoard
 from f7tfs.jobs.wing import JobsWing
 from f7tfs.model import Identity, Kind, RemotePath, join, remote_path
@@ -148,7 +148,10 @@ async def serve(config: Config, *, ready: Callable[[], None]) -> None:
         if stopped:
             sd_notify("STOPPING=1")
             with trio.move_on_after(config.drain_timeout):
-                await mounted.everything_there_or_stuck()
+                try:
+                    await mounted.everything_there_or_stuck()
+                except F7tfsError as error:
+                    log.warning("stopping: %s", error)
         left = len(mounted.spool.owed())
         if left:
             log.warning("%d uploads stay in the journal for the next mount", left)
@@ -254,6 +257,7 @@ async def _assemble(
         disk,
         identity,
         stall_timeout=config.stall_timeout,
+        parallel=config.parallel_transfers,
         keep_both=config.on_conflict == "keep-both",
         hostname=config.hostname,
     )
@@ -263,7 +267,6 @@ async def _assemble(
         nursery,
         delay=config.writeback_delay,
         hold=config.temp_hold,
-        parallel=config.parallel_transfers,
         is_junk=is_junk,
     )
     removals = Removals(namespace, catalog, spool, uploads, journal)
@@ -328,11 +331,26 @@ async def _assemble(
         levers={"flush": flush, "refresh": refresh, "retry": retry},
     )
     mounted.tree = Tree(remote, overlays, callers)
-    nursery.start_soon(callers.watch)
-    nursery.start_soon(uploads.run)
-    nursery.start_soon(removals.run)
+    nursery.start_soon(keep_running, callers.watch)
+    for work in (uploads.run, removals.run):
+        nursery.start_soon(keep_running, work)
     await submissions.resume()
-    nursery.start_soon(
-        workplace.tidy, lambda: frozenset(one.temporary for one in spool if one.temporary)
-    )
+    nursery.start_soon(keep_running, lambda: workplace.tidy(lambda: _temporaries(spool)))
     return mounted
+
+
+def _temporaries(spool: Spool) -> frozenset[RemotePath]:
+    """Names that attempts under way, or to be resumed, still need."""
+    return frozenset(one.temporary for one in spool if one.temporary is not None)
+
+
+async def keep_running(work: Callable[[], Awaitable[None]]) -> None:
+    """A loop of the mount: a fault that nobody foresaw is logged, and the mount goes on."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a background task failed and begins again")
+            await trio.sleep(1.0)
+        else:
+            return

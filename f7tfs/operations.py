@@ -23,6 +23,7 @@ import trio
 from f7tfs.errors import F7tfsError, InvalidArgument, NotFound, NotPermitted, errno_of
 from f7tfs.tree.nodes import Node
 from f7tfs.tree.tree import Tree
+from f7tfs.tree.waiting import caller_pid
 from f7tfs.tree.wing import ATTRIBUTE_TIMEOUT, Caller, Changes, Look
 
 log = logging.getLogger("f7tfs.door")
@@ -40,6 +41,8 @@ def answered(handler: H) -> H:
 
     @functools.wraps(handler)
     async def wrapper(self: Operations, *args: Any) -> Any:
+        asker = args[-1] if args else None
+        caller_pid.set(asker.pid if isinstance(asker, pyfuse3.RequestContext) else 0)
         try:
             return await handler(self, *args)
         except pyfuse3.FUSEError:
@@ -99,7 +102,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         try:
-            with self._tree.callers.interruptible(ctx.pid):
+            with self._tree.callers.interruptible():
                 node, look = await self._tree.lookup(parent_inode, _text(name))
         except NotFound:
             absent = pyfuse3.EntryAttributes()  # inode 0: the kernel keeps the absence
@@ -115,7 +118,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        with self._tree.callers.interruptible(ctx.pid):
+        with self._tree.callers.interruptible():
             look = await self._tree.look(inode)
         return self._attributes(self._tree.node(inode), look)
 
@@ -140,19 +143,19 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        with self._tree.callers.interruptible(ctx.pid):
+        with self._tree.callers.interruptible():
             return await self._tree.may(inode, mode)
 
     @answered
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        with self._tree.callers.interruptible(ctx.pid):
+        with self._tree.callers.interruptible():
             return os.fsencode(await self._tree.readlink(inode))
 
     # Files.
 
     @answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        with self._tree.callers.interruptible(ctx.pid):
+        with self._tree.callers.interruptible():
             handle = await self._tree.open(inode, flags, _caller(ctx))
         return self._file_info(handle)
 
@@ -224,7 +227,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        with self._tree.callers.interruptible(ctx.pid):
+        with self._tree.callers.interruptible():
             return await self._tree.open_directory(inode)
 
     @answered
@@ -314,7 +317,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        with self._tree.callers.interruptible(ctx.pid):
+        with self._tree.callers.interruptible():
             return await self._tree.attribute(inode, _text(name))
 
     @answered

@@ -192,6 +192,7 @@ class Cache:
 
     def make_room(self, size: int) -> None:
         """Evict the least recently used until `size` more bytes fit. Raises NoLocalSpace."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # cleaners tidy caches away
         used = self.used
         for content in list(self._files.values()):
             if used + size <= self._limit and self._has_space(size):

@@ -33,19 +33,19 @@ class Disk:
     async def sync(self, fd: int) -> None:
         await self.run(lambda: os.fsync(fd))
 
-    async def sha256(self, fd: int) -> str:
-        return await self.run(lambda: sha256_of(fd))
-
     async def copy(self, source: int, target: int, size: int) -> None:
         """Copy the first `size` bytes between descriptors; raises OSError (ENOSPC) as it comes."""
         await self.run(lambda: copy_bytes(source, target, size))
 
 
-def sha256_of(fd: int) -> str:
+def sha256_of(fd: int, size: int | None = None) -> str:
+    """In hex, of the first `size` bytes, or of all."""
     digest, offset = hashlib.sha256(), 0
-    while chunk := os.pread(fd, CHUNK, offset):
+    left = float("inf") if size is None else size
+    while left > 0 and (chunk := os.pread(fd, int(min(CHUNK, left)), offset)):
         digest.update(chunk)
         offset += len(chunk)
+        left -= len(chunk)
     return digest.hexdigest()
 
 

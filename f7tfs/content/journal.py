@@ -21,7 +21,7 @@ import msgspec
 import trio
 
 from f7tfs.content.disk import sync_directory
-from f7tfs.errors import Busy, JournalDamaged
+from f7tfs.errors import Busy, JournalDamaged, NoLocalSpace
 from f7tfs.model import Fingerprint
 
 log = logging.getLogger("f7tfs.journal")
@@ -44,7 +44,8 @@ class UploadRecord(Record, frozen=True):
     `base` is the remote file that the edit started from, None if there was none. `ticket`,
     `temporary` and `expected` describe an attempt under way; `expected` is what the target
     will be once our rename is through, so that a lost reply is no conflict with ourselves;
-    `expected_is_current` says that nothing was written since. `held`: the name is a temporary one.
+    `expected_is_current` and `attempt_is_current` say that nothing was written since they were
+    noted. `held`: the name is a temporary one.
     """
 
     kind = "upload"
@@ -60,6 +61,7 @@ class UploadRecord(Record, frozen=True):
     sent: bool = False
     expected: Fingerprint | None = None
     expected_is_current: bool = False
+    attempt_is_current: bool = False
     in_place: bool = False
 
 
@@ -182,7 +184,10 @@ class Journal:
         gone = [(record_type.kind, name) for record_type, name in drop]
         async with self._turn:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._commit, rows, gone, limiter=self._limiter)
+                try:
+                    await trio.to_thread.run_sync(self._commit, rows, gone, limiter=self._limiter)
+                except sqlite3.Error as error:
+                    raise NoLocalSpace(f"the journal takes no more records: {error}") from error
 
     def _commit(self, rows: list[tuple[str, str, str]], gone: list[tuple[str, str]]) -> None:
         database = self._database
@@ -192,7 +197,8 @@ class Journal:
             database.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", rows)
             database.execute("COMMIT")
         except BaseException:
-            database.execute("ROLLBACK")
+            if database.in_transaction:
+                database.execute("ROLLBACK")
             raise
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ interferes. Only `commit` waits (fsync, journal).
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import os
@@ -77,6 +78,9 @@ class SpoolEntry:
         self.users = 0  # whoever needs the descriptor: handles and transfers
         self.hold = False  # its name is a temporary one: it stays here until it is renamed
         self.due = 0.0  # trio time
+        self.owed_since: float | None = None  # trio time of the first close that was not sent yet
+        self.is_hurried = False  # somebody waits: no delay at the next close either
+        self.published = 0  # the newest version that the cluster has
         self.attempts = 0
         self.error: str | None = None
         self.sent = 0  # bytes of the current attempt, for progress
@@ -85,6 +89,8 @@ class SpoolEntry:
         self.temporary: RemotePath | None = None
         self.ticket: str | None = None
         self.form_sent = False
+        self.attempt_version = 0  # the version that `temporary` and `ticket` were made for
+        self.is_adoptable = True  # the file's bytes are those of the attempt
         self.expected: Fingerprint | None = None
         self.expected_version = 0  # the version of the content that `expected` was published from
         self.in_place = False
@@ -99,6 +105,12 @@ class SpoolEntry:
     def is_junk(self) -> bool:
         """Held for ever: a swap file or a desktop's dropping."""
         return self.state is State.HELD and self.due == float("inf")
+
+    @property
+    def is_owed(self) -> bool:
+        if self.state is State.OPEN:
+            return self.journaled == self.generation
+        return self.state is not State.GONE and not self.is_junk
 
     @property
     def is_gone(self) -> bool:
@@ -122,6 +134,7 @@ class SpoolEntry:
             sent=self.form_sent,
             expected=self.expected,
             expected_is_current=self.expected_version == self.version,
+            attempt_is_current=self.attempt_version == self.version,
             in_place=self.in_place,
         )
 
@@ -176,10 +189,9 @@ class Spool:
         return iter(list(self._by_id.values()))
 
     def owed(self) -> list[SpoolEntry]:
-        """Entries whose content is still owed to the cluster; junk never is."""
-        return [
-            one for one in self if one.state not in {State.OPEN, State.GONE} and not one.is_junk
-        ]
+        """Entries whose content was closed and is owed to the cluster; junk never is. The release
+        of a closed file may still be on its way, hence the look at what is journaled."""
+        return [one for one in self if one.is_owed]
 
     # Making and changing.
 
@@ -255,7 +267,7 @@ class Spool:
             entry.journaled = max(entry.journaled, generation)
 
     def _name_for_good(self, entry_id: str) -> None:
-        if self._unclosed(entry_id).exists():
+        with contextlib.suppress(FileNotFoundError):  # two flushes at once: one of them renames
             self._unclosed(entry_id).rename(self.file_of(entry_id))
         sync_directory(self._directory)
 
@@ -319,6 +331,8 @@ class Spool:
             entry.ticket, entry.form_sent = record.ticket, record.sent
             entry.expected, entry.in_place = record.expected, record.in_place
             entry.expected_version = entry.version if record.expected_is_current else 0
+            entry.attempt_version = entry.version if record.attempt_is_current else 0
+            entry.is_adoptable = False  # it may hold bytes that were written but never flushed
             entry.hold = record.held
             entry.journaled = entry.generation
             entry.error = record.stuck

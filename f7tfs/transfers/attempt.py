@@ -16,6 +16,7 @@ import os
 import time
 
 import msgspec
+import trio
 
 from f7tfs.api.port import Cluster, Phase, Progress, Ticket
 from f7tfs.api.staging import StagingArea
@@ -63,6 +64,7 @@ class Attempts:
         identity: Identity,
         *,
         stall_timeout: float,
+        parallel: int,
         keep_both: bool,
         hostname: str,
     ) -> None:
@@ -77,6 +79,7 @@ class Attempts:
         self._times = times
         self._disk = disk
         self._identity = identity
+        self._limiter = trio.CapacityLimiter(parallel)
         self._stall_timeout = stall_timeout
         self._keep_both = keep_both
         self._hostname = hostname
@@ -93,14 +96,14 @@ class Attempts:
                     return
         there = await self._namespace.find(entry.path) if entry.base is not None else None
         if there is not None and self._must_stay_in_place(entry, there):
-            await self._write_in_place(entry, there, version)
+            await self._write_in_place(entry, version)
             return
         try:
             proven = await self._bring(entry, version)
         except PermissionDenied:
             if there is None or there.kind is not Kind.FILE:
                 raise
-            await self._write_in_place(entry, there, version)  # the directory is not ours to write
+            await self._write_in_place(entry, version)  # the directory is not ours to write
             return
         async with entry.turn:
             self._require_current(entry, version)
@@ -127,6 +130,7 @@ class Attempts:
         an abandoned v1 task can write it again until the form expires: it stays on the list."""
         temporary, entry.temporary = entry.temporary, None
         if temporary is None:
+            entry.ticket, entry.form_sent = None, False
             return
         until = 0.0
         if entry.ticket is not None and entry.form_sent:
@@ -139,11 +143,15 @@ class Attempts:
 
     async def _bring(self, entry: SpoolEntry, version: int) -> Stat:
         """The content under a temporary name, proven. Returns the temporary's stat."""
+        if entry.temporary is not None and entry.attempt_version != version:
+            await self.abandon(entry)  # it was made for what the file held before
+            self._require_current(entry, version)
         if entry.temporary is None or (
             entry.ticket is None and parent_of(entry.temporary) != parent_of(entry.path)
         ):
             entry.temporary = self._workplace.temporary_for(entry.path)
             entry.ticket, entry.form_sent = None, False
+            entry.attempt_version, entry.is_adoptable = version, True
             await self._journal.write(LitterRecord(id=entry.temporary), entry.record())
             self._require_current(entry, version)
         temporary = entry.temporary
@@ -173,6 +181,10 @@ class Attempts:
         self._require_current(entry, version)
 
     async def _send_direct(self, entry: SpoolEntry, target: RemotePath) -> None:
+        async with self._limiter:
+            await self._send_at_once(entry, target)
+
+    async def _send_at_once(self, entry: SpoolEntry, target: RemotePath) -> None:
         content = os.pread(entry.fd, entry.size, 0)
         if not content and not self._cluster.capabilities.empty_uploads:
             archive = archive_of(
@@ -195,13 +207,17 @@ class Attempts:
         if ticket is None:
             ticket = await self._cluster.stage_upload(target, size)
             entry.ticket, entry.form_sent = msgspec.json.encode(ticket).decode(), False
-            until = time.time() + self._cluster.capabilities.link_lifetime
-            await self._journal.write(LitterRecord(id=target, until=until), entry.record())
+            if target == entry.temporary:  # in place it is the user's file, and no litter
+                until = time.time() + self._cluster.capabilities.link_lifetime
+                await self._journal.write(LitterRecord(id=target, until=until), entry.record())
+            else:
+                await self._spool.save(entry)
         if not entry.form_sent:
             progress = await self._follow(entry, ticket, {Phase.READY, Phase.DONE})
             if progress.phase is Phase.READY:
                 try:
-                    await self._send_bytes(entry, progress, size)
+                    async with self._limiter:  # around bytes only: waiting for the server is free
+                        await self._send_bytes(entry, progress, size)
                 except LinkExpired:
                     entry.ticket = None  # the next attempt asks for a new form
                     raise
@@ -347,14 +363,25 @@ class Attempts:
             or (known is not None and known.has_acl)
         )
 
-    async def _write_in_place(self, entry: SpoolEntry, there: Stat, version: int) -> None:
+    async def _write_in_place(self, entry: SpoolEntry, version: int) -> None:
+        """The turn is held throughout: what is under way writes to this very name, so that it must
+        mean the same file until the end. Who waits for the turn can be interrupted."""
         async with entry.turn:
             self._require_current(entry, version)
-            if self._is_conflict(entry, there) and not await self._is_our_prefix(entry, there):
+            there = await self._namespace.find(entry.path)
+            if there is None:
+                entry.base, entry.in_place = None, False
+                raise Superseded  # removed on the cluster: the next attempt makes it anew
+            conflict = self._is_conflict(entry, there) and not await self._is_our_prefix(
+                entry, there
+            )
+            if conflict and (self._keep_both or there.kind is Kind.DIRECTORY):
                 log.info("%s changed on the cluster before it was written in place", entry.path)
-                if self._keep_both:
-                    await self._bring_beside(entry, version)
-                    return
+                await self._bring_beside(entry, version)
+                return
+            if entry.attempt_version != version:
+                entry.ticket, entry.form_sent = None, False
+                entry.attempt_version, entry.is_adoptable = version, True
             entry.in_place = True
             await self._spool.save(entry)
             try:
@@ -378,11 +405,10 @@ class Attempts:
 
     async def _is_our_prefix(self, entry: SpoolEntry, there: Stat) -> bool:
         """After an attempt in place that was cut, the cluster holds a part of our own bytes."""
-        limit = self._cluster.capabilities.direct_download_limit
-        if not entry.in_place or there.size > min(entry.size, limit):
+        if not entry.in_place or there.size > min(entry.size, CHECKSUM_LIMIT):
             return False
-        content = await self._cluster.download(entry.path)
-        return os.pread(entry.fd, len(content), 0) == content
+        theirs = await self._cluster.checksum(entry.path)
+        return theirs == await self._disk.run(lambda: sha256_of(entry.fd, there.size))
 
     # Clean.
 
@@ -398,6 +424,9 @@ class Attempts:
         entry.expected, entry.in_place, entry.error = None, False, None
         entry.attempts = 0
         entry.base = remote  # whoever still has it open writes on from here
+        entry.published, entry.owed_since, entry.is_hurried = version, None, False
+        if after.nlink > 1:
+            self._catalog.forget_all()  # the other names show the new size and times as well
         times = self._times.note(path, remote, entry.mtime_ns)
         self._catalog.put(path, self._catalog.attributes_of(after))
         if entry.version != version:
@@ -409,7 +438,7 @@ class Attempts:
             entry.journaled = 0
             await self._spool.commit(entry)
             return
-        if adopt:
+        if adopt and entry.is_adoptable:
             try:
                 await self._cache.adopt(self._spool.file_of(entry.id), entry.fd, path, remote)
             except OSError as error:  # the cache is a convenience

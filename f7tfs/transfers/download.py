@@ -25,13 +25,15 @@ from f7tfs.errors import (
     IsADirectory,
     LinkExpired,
     NoLocalSpace,
+    NotFound,
     NotPermitted,
     ServerError,
     TooLarge,
 )
-from f7tfs.model import Attributes, Kind, RemotePath
+from f7tfs.model import Attributes, Fingerprint, Kind, RemotePath
 from f7tfs.transfers.follow import follow, pause, staging_failed
 from f7tfs.transfers.workplace import Workplace
+from f7tfs.zone import LARGEST_OFFSET, QUARTER
 
 log = logging.getLogger("f7tfs.download")
 VERSIONS = 3  # how often a file may change under a download before the reader is told
@@ -101,6 +103,17 @@ class Downloads:
             if content.failure is not None:
                 raise content.failure.again()
             await content.grown.wait()
+
+    async def certain(self, path: RemotePath, listed: Fingerprint) -> Fingerprint | None:
+        """The fingerprint that an edit starts from, by stat: a listing has no inode, and its times
+        depend on the zone. None if nothing is there any more; `listed` if something else is."""
+        try:
+            now = (await self._catalog.stat(path)).fingerprint
+        except NotFound:
+            return None
+        shift = abs(now.mtime - listed.mtime)
+        misread = now.size == listed.size and shift % QUARTER == 0 and shift <= LARGEST_OFFSET
+        return now if now.agrees(listed) or misread else listed
 
     @contextlib.asynccontextmanager
     async def complete(self, path: RemotePath, attributes: Attributes) -> AsyncIterator[int]:

@@ -20,7 +20,7 @@ from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.errors import F7tfsError, NotEmpty, NotFound
 from f7tfs.model import Fingerprint, Kind, RemotePath, is_within, name_of, parent_of
 from f7tfs.transfers.namespace import Namespace
-from f7tfs.transfers.upload import Uploads
+from f7tfs.transfers.upload import Uploads, may_pass
 
 log = logging.getLogger("f7tfs.removal")
 
@@ -41,6 +41,7 @@ class Removals:
         self._journal = journal
         self._turn = trio.Lock()  # tombstones are executed one after the other, in their order
         self._wake = trio.Event()
+        self._tries: dict[str, int] = {}
         self._records: dict[RemotePath, RemovalRecord] = {
             RemotePath(one.path): one for one in journal.load(RemovalRecord)
         }
@@ -69,7 +70,8 @@ class Removals:
         owed = tuple(
             entry.id
             for entry in self._spool.owed()
-            if entry is not besides and entry.state is not State.STUCK
+            # A held temporary was made here: the removed file is not its source.
+            if entry is not besides and entry.state not in {State.STUCK, State.HELD}
         )
         if not owed and not self._records:
             await self._namespace.remove_file(path)
@@ -85,7 +87,7 @@ class Removals:
             await self._namespace.remove_directory(path)
             return
         self._namespace.require_name(path)
-        gone = {name_of(RemotePath(one.path)) for one in below}
+        gone = self.names_in(path)
         if set(await self._catalog.listing(path, fresh=True)) - gone:
             raise NotEmpty(path)
         await self._bury(path, None, (), is_directory=True)
@@ -124,6 +126,7 @@ class Removals:
         Waits for the uploads they stand behind."""
         while any(True for _ in self.within(directory)):
             for record in sorted(self.within(directory), key=lambda one: one.sequence):
+                self._uploads.hurry(self._waits_for(record))
                 await self._execute(record)
 
     def steady(self) -> trio.Lock:
@@ -166,9 +169,7 @@ class Removals:
                     await self._wake.wait()
 
     async def _execute(self, record: RemovalRecord) -> None:
-        waiting = [one for name in record.uploads if (one := self._spool.by_id(name)) is not None]
-        self._uploads.hurry(waiting)
-        await self._uploads.settled(waiting)
+        await self._uploads.settled(self._waits_for(record))
         async with self._turn:
             now = next((one for one in self._records.values() if one.id == record.id), None)
             if now is None:
@@ -182,10 +183,14 @@ class Removals:
             except (NotFound, NotEmpty) as error:
                 log.info("removing %s: %s; left as it is", path, error)
             except F7tfsError as error:
-                if error.transient:
+                self._tries[now.id] = self._tries.get(now.id, 0) + 1
+                if may_pass(error, self._tries[now.id]):
                     raise
                 log.error("removing %s failed for good: %s; the name is shown again", path, error)
             await self._end(now)
+
+    def _waits_for(self, record: RemovalRecord) -> list[SpoolEntry]:
+        return [one for name in record.uploads if (one := self._spool.by_id(name)) is not None]
 
     async def _remove_if_unchanged(self, path: RemotePath, record: RemovalRecord) -> None:
         stat = await self._namespace.find(path)
@@ -201,6 +206,7 @@ class Removals:
 
     async def _end(self, record: RemovalRecord) -> None:
         await self._journal.write(drop=((RemovalRecord, record.id),))
+        self._tries.pop(record.id, None)
         if self._records.get(RemotePath(record.path)) is record:
             del self._records[RemotePath(record.path)]
         self._catalog.forget(RemotePath(record.path))

@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from f7tfs.api.port import Cluster
-from f7tfs.content.disk import Disk, sync_directory
+from f7tfs.content.disk import Disk, sync_directory, write_all
 from f7tfs.content.journal import Journal, SubmitRecord
 from f7tfs.content.spool import Spool, SpoolEntry
 from f7tfs.errors import (
@@ -127,7 +127,7 @@ class Submissions:
     def _store(self, tag: str, script: bytes) -> None:
         fd = os.open(self._file(tag), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, script)
+            write_all(fd, script, 0)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -141,14 +141,15 @@ class Submissions:
         or unsettled older drop goes on under its tag."""
         old = self._records.get(record.name)
         drop: tuple[tuple[type[SubmitRecord], str], ...] = ()
+        put = [record]
         if old is not None and old.state in {"submitted", "refused"}:
             drop = ((SubmitRecord, old.id),)
         elif old is not None:
             aside = msgspec.structs.replace(old, name=f"{old.name}.{old.id[-8:]}")
             self._records[aside.name] = aside
-            await self._journal.write(aside)
-        await self._journal.write(record, drop=drop)
+            put.append(aside)
         self._records[record.name] = record
+        await self._journal.write(*put, drop=drop)
         if drop and old is not None:
             self._file(old.id).unlink(missing_ok=True)
 
@@ -263,9 +264,9 @@ class Submissions:
             )
         if record.state == "submitted":
             await self._cluster.cancel(record.job_id)
-        await self._journal.write(drop=((SubmitRecord, record.id),))
         if self._records.get(name) is record:
-            del self._records[name]
+            del self._records[name]  # before the first wait: a held one is not sent any more
+        await self._journal.write(drop=((SubmitRecord, record.id),))
         self._file(record.id).unlink(missing_ok=True)
         return record.job_id or None
 

@@ -18,6 +18,7 @@ from f7tfs.transfers.attempt import Attempts, Superseded
 
 log = logging.getLogger("f7tfs.upload")
 LONGEST_PAUSE = 60.0
+LONGEST_DELAYS = 10
 UNCLASSIFIED_TRIES = 10
 
 
@@ -30,7 +31,6 @@ class Uploads:
         *,
         delay: float,
         hold: float,
-        parallel: int,
         is_junk: Callable[[str], bool],
     ) -> None:
         self._spool = spool
@@ -39,22 +39,27 @@ class Uploads:
         self._delay = delay
         self._hold = hold
         self._is_junk = is_junk
-        self._limiter = trio.CapacityLimiter(parallel)
         self._wake = trio.Event()
 
     # What the tree tells.
 
     def closed(self, entry: SpoolEntry) -> None:
-        """The last writer let go of a journaled entry: it is owed from now on."""
+        """The last writer let go of a journaled entry: it is owed from now on. A file that is
+        written again and again is sent at the latest ten delays after its first close."""
         if entry.is_gone:
             return
         entry.error = None
         entry.attempts = 0
+        now = trio.current_time()
+        if entry.owed_since is None:
+            entry.owed_since = now
         if entry.hold:
             entry.due = self._hold_until(entry)  # before the move: others see both at once
             self._spool.move(entry, State.HELD)
         else:
-            entry.due = trio.current_time() + self._delay
+            entry.due = min(now + self._delay, entry.owed_since + LONGEST_DELAYS * self._delay)
+            if entry.is_hurried:
+                entry.due = now
             self._spool.move(entry, State.QUEUED)
         self._poke()
 
@@ -108,19 +113,28 @@ class Uploads:
     def hurry(self, entries: Collection[SpoolEntry]) -> None:
         """No more delay for these: somebody waits."""
         for entry in entries:
-            if entry.state is State.OPEN and entry.journaled == entry.generation:
+            if not entry.is_owed:
+                continue
+            entry.is_hurried = True
+            if entry.state in {State.OPEN, State.QUEUED, State.HELD}:
                 self._spool.move(entry, State.QUEUED)
-            if entry.state in {State.QUEUED, State.HELD} and not entry.is_junk:
-                self._spool.move(entry, State.QUEUED)
-                entry.due = trio.current_time()
+                if entry.attempts == 0:
+                    entry.due = trio.current_time()
         self._poke()
 
     async def settled(self, entries: Collection[SpoolEntry]) -> list[SpoolEntry]:
-        """Wait until each is on the cluster or stuck; returns the stuck ones."""
-        waiting = list(entries)
+        """Wait until what each holds now is on the cluster or stuck; returns the stuck ones. A
+        file that somebody has begun to write again is not waited for: its bytes are journaled."""
+        waiting = [(one, one.version) for one in entries]
         while True:
-            waiting = [one for one in waiting if not one.is_gone]
-            stuck = [one for one in waiting if one.state is State.STUCK]
+            waiting = [
+                (one, version)
+                for one, version in waiting
+                if not one.is_gone
+                and one.published < version
+                and not (one.state is State.OPEN and one.version != version)
+            ]
+            stuck = [one for one, _ in waiting if one.state is State.STUCK]
             if len(stuck) == len(waiting):
                 return stuck
             await self._spool.changed.wait()
@@ -162,10 +176,7 @@ class Uploads:
         self._spool.use(entry)
         version = entry.version
         try:
-            async with self._limiter:
-                version = entry.version
-                if entry.state is State.UPLOADING:  # nobody opened it while it waited
-                    await self._attempts.run(entry)
+            await self._attempts.run(entry)
             if entry.state is State.UPLOADING:  # written to while the last bytes were published
                 self._requeue(entry, self._delay)
         except Superseded:
@@ -174,10 +185,10 @@ class Uploads:
             if entry.version != version:  # its directory was renamed, or it was written again
                 self._superseded(entry)
             else:
-                await self._failed(entry, error)
+                self._failed(entry, error)
         except Exception as error:
             log.exception("upload of %s", entry.path)
-            await self._failed(entry, ServerError(f"internal error: {error!r}"))
+            self._failed(entry, ServerError(f"internal error: {error!r}"))
         finally:
             entry.is_running = False
             if entry.is_gone:
@@ -190,20 +201,14 @@ class Uploads:
         if entry.state is State.UPLOADING:
             self._requeue(entry, self._delay)
 
-    async def _failed(self, entry: SpoolEntry, error: F7tfsError | OSError) -> None:
+    def _failed(self, entry: SpoolEntry, error: F7tfsError | OSError) -> None:
         if entry.is_gone:
             return
         entry.attempts += 1
         entry.error = str(error) or type(error).__name__
-        unclassified = isinstance(error, ServerError | StagingFailed)
-        again = (
-            (isinstance(error, F7tfsError) and error.transient)
-            or isinstance(error, Unauthorized)
-            or (unclassified and entry.attempts < UNCLASSIFIED_TRIES)
-        )
         if entry.state is not State.UPLOADING:
             return  # open again, or moved: closing queues it anew
-        if again:
+        if may_pass(error, entry.attempts):
             pause = min(2.0 ** (entry.attempts - 1), LONGEST_PAUSE)
             if isinstance(error, RateLimited) and error.retry_after is not None:
                 pause = max(pause, error.retry_after)
@@ -213,9 +218,17 @@ class Uploads:
         else:
             log.error("upload of %s is stuck: %s", entry.path, entry.error)
             self._spool.move(entry, State.STUCK)
-            await self._spool.save(entry)
+            self.later(self._spool.save, entry)
 
     def _requeue(self, entry: SpoolEntry, pause: float) -> None:
         self._spool.move(entry, State.QUEUED)
         entry.due = trio.current_time() + pause
         self._poke()
+
+
+def may_pass(error: F7tfsError | OSError, tries: int) -> bool:
+    """Whether trying again may help: transient faults and refused logins for ever, unclassified
+    ones a few times."""
+    if isinstance(error, ServerError | StagingFailed):
+        return tries < UNCLASSIFIED_TRIES
+    return isinstance(error, Unauthorized) or (isinstance(error, F7tfsError) and error.transient)

@@ -37,6 +37,7 @@ from f7tfs.model import Kind, RemotePath, is_within, join, name_of, parent_of
 
 log = logging.getLogger("f7tfs.workplace")
 SWEEP_INTERVAL = 60.0
+JOB_LOG = ".f7t_file_handling_job_"  # how v2's transfer jobs name their logs (v2 FACTS §7)
 MARK = f"{HIDDEN_PREFIX}removed-"  # where the symlinks of a removed directory lead
 
 
@@ -157,6 +158,10 @@ class Workplace:
         """Remove a regular file or symlink of our own making; True once it is certainly gone. Its
         record stays in the journal until then. With `marker`: only a symlink that leads there."""
         try:
+            if marker is None and not name_of(path).startswith((HIDDEN_PREFIX, JOB_LOG)):
+                log.error("%s is no name of ours; it is left alone", path)
+                await self.forget_litter(path)
+                return True
             stat = await self._cluster.stat(path)
             ours = stat.kind in {Kind.FILE, Kind.SYMLINK}
             if marker is not None:

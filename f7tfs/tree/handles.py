@@ -141,6 +141,8 @@ class Shared:
             base = self.attributes.fingerprint if self.attributes is not None else None
             if self.entry is not None:  # uploaded since, by this very mount
                 base, self.permissions = self.entry.base, self.entry.permissions
+            if base is not None and base.ino is None:
+                base = await self._floors.downloads.certain(self.path, base)
             entry = spool.new(self.path, base=base, permissions=self.permissions)
             try:
                 await self._fill(entry, caller_pid, keep)

@@ -279,7 +279,7 @@ class RemoteWing(Wing):
         if isinstance(existing, Attributes):
             return self._look_of(path, existing)
         base = await self._removals.exhume(path)
-        await self._removals.execute_now(path)
+        await self._clear(path)
         entry = self._floors.spool.at(path)
         if entry is None:
             entry = self._floors.spool.new(
@@ -300,6 +300,11 @@ class RemoteWing(Wing):
         except NotFound:
             return None
 
+    async def _clear(self, path: RemotePath) -> None:
+        """Carry out what is buried at a name that is needed again."""
+        with self._floors.callers.interruptible():
+            await self._removals.execute_now(path)
+
     async def _require_writable(self, directory: Node) -> None:
         path = self.path(directory)
         attributes = (
@@ -316,7 +321,7 @@ class RemoteWing(Wing):
         if self._floors.spool.at(path) is not None:
             raise Exists(path)
         await self._require_writable(parent)
-        await self._removals.execute_now(path)
+        await self._clear(path)
         return self._look_of(path, await self._namespace.make_directory(path, permissions))
 
     async def symlink(self, parent: Node, name: str, target: str) -> Look:
@@ -324,7 +329,7 @@ class RemoteWing(Wing):
         if self._floors.spool.at(path) is not None:
             raise Exists(path)
         await self._require_writable(parent)
-        await self._removals.execute_now(path)
+        await self._clear(path)
         return self._look_of(path, await self._namespace.symlink(target, path))
 
     async def link(self, node: Node, new_parent: Node, new_name: str) -> Look:
@@ -335,7 +340,7 @@ class RemoteWing(Wing):
         if spool.at(target) is not None:
             raise Exists(target)
         await self._require_writable(new_parent)
-        await self._removals.execute_now(target)
+        await self._clear(target)
         return self._look_of(target, await self._namespace.link(source, target))
 
     async def readlink(self, node: Node) -> str:
@@ -355,8 +360,15 @@ class RemoteWing(Wing):
         await self._require_writable(parent)
         await self._renaming.unlink(path)
         shared = self._open.get(node.ino) if node is not None else None
-        if shared is not None:
-            shared.path = None
+        if shared is not None and node is not None and shared.path == path:
+            shared.path = self._other_path(node, path)
+
+    def _other_path(self, node: Node, path: RemotePath) -> RemotePath | None:
+        """Another name of the inode, now that `path` is none any more."""
+        names = [join(self.path(parent), name) for parent, name in node.others]
+        if node.parent is not None:
+            names.append(self.path(node))
+        return next((each for each in names if each != path), None)
 
     async def rmdir(self, parent: Node, name: str) -> None:
         path = join(self.path(parent), name)
@@ -375,6 +387,7 @@ class RemoteWing(Wing):
         for shared in self._open.values():
             if shared.path is not None and is_within(shared.path, target):
                 shared.path = None  # what was there has been replaced
+                # (a second name of it is found again at the next open)
             elif shared.path is not None and is_within(shared.path, source):
                 shared.path = RemotePath(target + shared.path[len(source) :])
 
@@ -414,7 +427,7 @@ class RemoteWing(Wing):
         if entry is None or entry.is_gone:
             entry = None if node.is_detached else self._floors.spool.at(self.path(node))
         if entry is not None:
-            async with entry.turn:  # not between proof and publishing
+            async with self._floors.callers.turn(entry.turn):  # not between proof and publishing
                 if not entry.is_gone:
                     if changes.permissions is not None:
                         entry.permissions = changes.permissions & 0o7777

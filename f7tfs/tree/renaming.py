@@ -50,7 +50,7 @@ class Renaming:
         if entry is None:
             await self._unlink_remote(path)
             return
-        async with entry.turn:
+        async with self._floors.callers.turn(entry.turn):
             if entry.is_gone:  # published while we waited
                 await self._unlink_remote(path)
                 return
@@ -95,11 +95,12 @@ class Renaming:
             raise NotFound(source)
         if self._removals.is_directory(target):
             # Never while turns are held: a tombstone waits for uploads, and these for their turn.
-            await self._removals.execute_now(target)
+            with self._floors.callers.interruptible():
+                await self._removals.execute_now(target)
         async with contextlib.AsyncExitStack() as turns:
             below = {*spool.within(source), *spool.within(target)}
             for entry in sorted(below, key=lambda one: one.path):
-                await turns.enter_async_context(entry.turn)
+                await turns.enter_async_context(self._floors.callers.turn(entry.turn))
             moved, replaced = spool.at(source), spool.at(target)
             for dirty in (moved, replaced):
                 if dirty is not None:
@@ -156,8 +157,8 @@ class Renaming:
             if known is not None and known.is_directory:
                 raise NotADirectory(target)
         async with self._removals.steady():
-            await self._removals.exhume(target)  # mv replaces it
             after = await self._namespace.rename(source, target, replace=replace)
+            await self._removals.exhume(target)  # what was buried there has been replaced
             await self._removals.retarget(source, target)
         if replaced is not None:
             await uploads.discard(replaced)

@@ -92,7 +92,10 @@ class Tree:
                 self.nodes.detach(parent, name)
                 raise
         known = self.nodes.child(parent, name)
-        if known is not None and known.opened and await wing.let_go_if_replaced(known, look):
+        if known is not None and known.others:
+            return known, await wing.look(known)  # one inode, one answer for all its names
+        replaced = known is not None and known.opened and await wing.let_go_if_replaced(known, look)
+        if replaced and self.nodes.child(parent, name) is known:
             self.nodes.detach(parent, name)
         return self.nodes.ensure(parent, name, look.kind, wing), look
 

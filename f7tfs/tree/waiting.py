@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 
 import trio
 
 from f7tfs.errors import Interrupted
 
+caller_pid: ContextVar[int] = ContextVar("caller_pid", default=0)
 INTERVAL = 0.2  # seconds between looks
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGQUIT)
 _MASK = sum(1 << (number - 1) for number in _ENDING)
@@ -40,9 +42,12 @@ class Callers:
         self._somebody = trio.Event()
 
     @contextlib.contextmanager
-    def interruptible(self, pid: int) -> Iterator[None]:
+    def interruptible(self, pid: int | None = None) -> Iterator[None]:
         """Raises Interrupted out of the block once the caller has a signal pending. What the block
-        waits for goes on without it. `pid` 0 (the kernel itself) is never interrupted."""
+        waits for goes on without it. `pid`: the thread that waits, by default the one whose
+        request this task answers; 0 (the kernel itself) is never interrupted."""
+        if pid is None:
+            pid = caller_pid.get()
         if pid <= 0:
             yield
             return
@@ -55,6 +60,16 @@ class Callers:
                 del self._waiting[scope]
         if scope.cancelled_caught:
             raise Interrupted("a signal ended the wait")
+
+    @contextlib.asynccontextmanager
+    async def turn(self, lock: trio.Lock) -> AsyncIterator[None]:
+        """Hold a lock; only the wait for it can be interrupted, not what is done under it."""
+        with self.interruptible():
+            await lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     async def watch(self) -> None:
         """Look for signals while somebody waits, for ever."""
