@@ -594,8 +594,15 @@ class TreeDoor(Door):
         return self._on(path, work, follow=False)
 
     def link(self, source: Path_, target: Path_) -> None:
-        """The tree has no such request: the kernel's door refuses it."""
-        raise PermissionError(errno.EPERM, "hard links are planned", os.fsdecode(target))
+        async def work(parent: Node, name: str, node: Node | None) -> None:
+            if node is not None:
+                raise FileExistsError(errno.EEXIST, "exists", name)
+            async with self._walked(source, follow=False) as (_, _, original, _):
+                linked, _ = await self.mounted.tree.link(original.ino, parent.ino, name)
+                assert linked is original, "two names of one inode"
+                self.mounted.tree.forget(linked.ino, 1)
+
+        self._in_parent(target, work)
 
     def getxattr(self, path: Path_, name: str) -> bytes:
         async def work(node: Node, look: Look) -> bytes:

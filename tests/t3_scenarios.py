@@ -480,11 +480,24 @@ def test_create_exclusive(door: Door, far: Any) -> None:
     assert far.read("mine") == b"x"
 
 
-def test_hard_links_are_refused(door: Door, far: Any) -> None:
-    """Metadata, docs/semantics.md: `link(2)` is planned; until then EPERM, and tools copy."""
+def test_hard_links(door: Door, far: Any) -> None:
+    """Metadata: `link(2)` on regular files works by a tar; what is dirty gives EPERM."""
     far.write("one", b"same")
-    refused(errno.EPERM, door.link, "one", "two")
-    assert far.names() == {"one"}
+    door.link("one", "two")
+    assert far.stat("one").st_ino == far.stat("two").st_ino
+    assert door.stat("two").size == 4
+    assert door.stat("one").nlink == 2
+    refused(errno.EEXIST, door.link, "one", "two")
+    door.write("dirty", b"not there yet")
+    with door.open("dirty", os.O_WRONLY) as handle:
+        handle.write(b"N")
+        refused(errno.EPERM, door.link, "dirty", "three")
+    door.append("two", b" content")
+    door.sync()
+    assert far.read("one") == far.read("two") == b"same content", "written in place"
+    door.unlink("one")
+    assert door.read("two") == b"same content"
+    assert "one" not in far.names()
 
 
 def test_extended_attributes(door: Door, far: Any) -> None:

@@ -246,8 +246,9 @@ class Namespace:
             raise Exists(target)
         if not await self._link(source, target, linked):
             raise NotPermitted(f"the cluster makes no hard link {target}")
-        self._catalog.forget(source)  # its link count has changed
-        return self._note(target, await self._catalog.stat(target))
+        both = await self._catalog.stat(target)
+        self._note(source, both)
+        return self._note(target, both)
 
     async def _link(self, source: RemotePath, target: RemotePath, moved: Stat) -> bool:
         """Make `target` a hard link to `source`, replacing a file there. False if the cluster's
