@@ -34,6 +34,7 @@ log = logging.getLogger("f7tfs.catalog")
 DIRECTORIES = 20_000  # listings kept
 LESSONS = 3  # stats that one listing may cost to learn the zone
 HIDDEN_PREFIX = ".f7tfs-"  # names of our own making on the cluster
+JOB_LOG = ".f7t_file_handling_job_"  # how v2's transfer jobs name their logs (v2 FACTS §7)
 
 
 class Listing:
@@ -239,7 +240,7 @@ class Catalog:
                 if one.name in listing.entries:
                     # A literal backslash beside the escape that reads like it (v1 FACTS §4).
                     log.warning("two names in %s read as %r; one is hidden", directory, one.name)
-                elif not one.name.startswith(HIDDEN_PREFIX) and not _is_mark(one):
+                elif not is_hidden(one.name) and not _is_mark(one):
                     listing.entries[one.name] = self._attributes_of_listed(one)
                     listing.raw[one.name] = one.local_mtime
             for name, changed in flight.changes.items():
@@ -347,6 +348,11 @@ class Catalog:
 
 def _number(text: str, known: dict[str, int]) -> int | None:
     return int(text) if text.isdigit() else known.get(text)
+
+
+def is_hidden(name: str) -> bool:
+    """Names of our own making, and the logs that v2's transfer jobs leave in the home directory."""
+    return name.startswith((HIDDEN_PREFIX, JOB_LOG))
 
 
 def _is_mark(one: Listed) -> bool:

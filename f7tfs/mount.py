@@ -169,6 +169,7 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
         request_timeout=config.request_timeout,
         patience=config.patience,
         stall_timeout=config.stall_timeout,
+        account=config.jobs.account,
     ) as (cluster, storage):
         identity = await cluster.whoami()
         stat = await cluster.stat(root, follow=True)

@@ -14,7 +14,7 @@ from loopback import Answer, Asked, free_port, json_answer, loopback
 from f7tfs.api.auth import Grant, TokenSource
 from f7tfs.api.connect import open_cluster, token_source
 from f7tfs.api.port import Capabilities
-from f7tfs.errors import Unauthorized, UnknownSystem, Unreachable, Unsupported
+from f7tfs.errors import Unauthorized, UnknownSystem, Unreachable
 
 LINES = (Path(__file__).parent / "data" / "v1_replies.jsonl").read_text().splitlines()
 RECORDED = {record["name"]: record for record in map(json.loads, LINES[1:])}
@@ -100,14 +100,6 @@ def test_refused_logins() -> None:
     no = json_answer({"message": "Unauthorized"}, 401)
     with loopback(lambda asked: no) as server, pytest.raises(Unauthorized):
         opened(server.url)
-
-
-def test_v2_is_planned() -> None:
-    v2 = by_path(systems=json_answer({"systems": [{"name": "cluster", "ssh": {}}]}))
-    with loopback(v2) as server, pytest.raises(Unsupported, match="planned"):
-        opened(server.url)
-    with pytest.raises(Unsupported, match="planned"):
-        opened("http://never.asked", api="v2")
 
 
 def test_one_way_to_log_in(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ that changes something is sent again only if it was certainly not executed.
 
 from __future__ import annotations
 
-import email.utils
+import enum
 import functools
 import logging
 import math
@@ -26,6 +26,7 @@ import trio
 
 from f7tfs import __version__
 from f7tfs.api.auth import TokenSource
+from f7tfs.api.patience import Patience, retry_after
 from f7tfs.errors import (
     OutcomeUnknown,
     RateLimited,
@@ -47,8 +48,8 @@ CONNECT_TIMEOUT = 10.0
 # Servers close idle connections, many of them after 5 s; a POST that meets a closing connection
 # would end as OutcomeUnknown.
 KEEPALIVE = 4.5
+DROP_GRACE = 0.1  # seconds that a server may take to drop a connection after a fault of its own
 TRIES_AT_502 = 3  # it may belong to the request and come for ever (v1 FACTS §2)
-BACKOFF_FIRST, BACKOFF_CAP = 0.25, 5.0
 RATE_BACKOFF_FIRST, RATE_BACKOFF_CAP = 1.0, 10.0
 SHARED_HOLD_CAP = 60.0  # the longest that one 429 holds back the other calls
 
@@ -75,6 +76,18 @@ class Reply(msgspec.Struct, frozen=True):
         return f"Reply({self.status}, {len(self.body)} bytes)"
 
 
+class Verdict(enum.Enum):
+    """What a dialect knows of an answer that its status alone does not tell."""
+
+    FINAL = "final"  # an answer like any other, whatever gateways mean by this status
+    PASSING = "passing"  # it may have been executed: repeated if that changes nothing
+    NOT_EXECUTED = "not executed"  # for certain: repeated, also what changes something
+
+
+Judge = Callable[[Reply], Verdict | None]
+"""None: no opinion."""
+
+
 class _Lost(Exception):
     """Sent, perhaps executed, no answer."""
 
@@ -85,31 +98,6 @@ class _NotSent(Exception):
     def __init__(self, reason: str, hopeless: bool = False) -> None:
         super().__init__(reason)
         self.hopeless = hopeless
-
-
-class _Patience:
-    """The time that one call may spend on being repeated."""
-
-    def __init__(self, seconds: float, jitter: Callable[[], float]) -> None:
-        self._until = trio.current_time() + seconds
-        self._jitter = jitter
-        self._waits = 0
-
-    @property
-    def left(self) -> float:
-        return self._until - trio.current_time()
-
-    def next_backoff(self, first: float = BACKOFF_FIRST, cap: float = BACKOFF_CAP) -> float:
-        wait = min(cap, first * 2.0**self._waits)
-        self._waits += 1
-        return wait * (0.5 + self._jitter() / 2)
-
-    async def wait(self, seconds: float) -> bool:
-        """Sleep; False, at once, where that is longer than what is left."""
-        if seconds > self.left:
-            return False
-        await trio.sleep(seconds)
-        return True
 
 
 class ApiClient:
@@ -137,6 +125,7 @@ class ApiClient:
         self._request_timeout = request_timeout
         self._patience = patience
         self._jitter = jitter
+        self._judge: Judge = lambda reply: None
         self._held_until = -math.inf  # trio time before which a 429 asked us not to call
         self._client = httpx.AsyncClient(
             verify=_tls(),
@@ -158,6 +147,12 @@ class ApiClient:
         with trio.CancelScope(shield=True), trio.move_on_after(1):
             await self._client.aclose()
 
+    def adapt(self, *, judge: Judge, most_calls: int) -> None:
+        """What the dialect behind the URL asks for: its opinion of answers, and a limit of the
+        calls at once."""
+        self._judge = judge
+        self._limiter.total_tokens = min(self._limiter.total_tokens, most_calls)
+
     async def request(
         self,
         method: str,
@@ -167,14 +162,19 @@ class ApiClient:
         query: Mapping[str, str] | None = None,
         form: Mapping[str, str] | None = None,
         files: Mapping[str, tuple[str, bytes]] | None = None,
+        document: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         endpoint: str | None = None,
     ) -> Reply:
         """One call. `form` goes urlencoded, or multipart together with `files` (field → file name,
-        content). `idempotent` says that it changes nothing. `endpoint` is the name to count under
-        where `path` holds an id."""
+        content); `document` as JSON. `idempotent` says that it changes nothing. `endpoint` is the
+        name to count under where `path` holds an id or a system."""
         label = f"{method} {endpoint or path}"
-        patience = _Patience(self._patience, self._jitter)
+        body = None
+        if document is not None:
+            body = msgspec.json.encode(document)
+            headers = {"Content-Type": "application/json", **(headers or {})}
+        patience = Patience(self._patience, self._jitter)
         await self._respect_hold(label, patience)
         renewed = False
         bad_gateways = 0
@@ -188,7 +188,15 @@ class ApiClient:
                 continue
             try:
                 reply = await self._send(
-                    label, method, path, token, query=query, form=form, files=files, headers=headers
+                    label,
+                    method,
+                    path,
+                    token,
+                    query=query,
+                    form=form,
+                    files=files,
+                    body=body,
+                    headers=headers,
                 )
             except _NotSent as error:
                 if error.hopeless or not await patience.wait(patience.next_backoff()):
@@ -211,6 +219,12 @@ class ApiClient:
                 await self._wait_for_rate(label, reply, patience)
             elif status in _REDIRECTS:
                 raise Unreachable(f"{self.url} redirects {label} elsewhere; is the URL right?")
+            elif (verdict := self._judge(reply)) is Verdict.FINAL:
+                return reply
+            elif verdict is not None:
+                repeatable = idempotent or verdict is Verdict.NOT_EXECUTED
+                if not repeatable or not await patience.wait(patience.next_backoff()):
+                    return reply
             elif status not in _GATEWAY_TROUBLE:
                 return reply
             elif not idempotent and (status != 503 or "retry-after" not in reply.headers):
@@ -233,6 +247,7 @@ class ApiClient:
         query: Mapping[str, str] | None,
         form: Mapping[str, str] | None,
         files: Mapping[str, tuple[str, bytes]] | None,
+        body: bytes | None,
         headers: Mapping[str, str] | None,
     ) -> Reply:
         """One attempt. Raises _NotSent or _Lost."""
@@ -253,6 +268,7 @@ class ApiClient:
                         params=query,
                         data=form,
                         files=parts or None,
+                        content=body,
                         headers={"Authorization": f"Bearer {token}", **(headers or {})},
                     )
                 outcome = response.status_code
@@ -264,14 +280,16 @@ class ApiClient:
                 ms = (time.perf_counter() - started) * 1000
                 log.debug("%s → %s in %.0f ms", label, outcome, ms)
         lower = {name.lower(): value for name, value in response.headers.items()}
+        if response.status_code == 500 and "x-request-id" not in lower:
+            await _let_it_drop(response)
         return Reply(response.status_code, lower, response.content)
 
-    async def _respect_hold(self, label: str, patience: _Patience) -> None:
+    async def _respect_hold(self, label: str, patience: Patience) -> None:
         held = self._held_until - trio.current_time()
         if held > 0 and not await patience.wait(held):
             raise RateLimited(f"{self.url} limits the rate of calls ({label})", held)
 
-    async def _wait_for_rate(self, label: str, reply: Reply, patience: _Patience) -> None:
+    async def _wait_for_rate(self, label: str, reply: Reply, patience: Patience) -> None:
         told = retry_after(reply.headers)
         wait = told
         if wait is None:
@@ -419,27 +437,6 @@ async def post_form(url: str, form: Mapping[str, str], *, timeout: float = 30.0)
     return Reply(response.status_code, lower, response.content)
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait as told by Retry-After (seconds or a date), else by RateLimit-Reset; None
-    where neither is told or readable."""
-    for name in ("retry-after", "ratelimit-reset"):
-        text = headers.get(name, "").strip()
-        if not text:
-            continue
-        try:
-            seconds = float(text)
-        except ValueError:
-            try:
-                seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-            except ValueError:
-                continue
-        if seconds > 1e8:  # an epoch, as some gateways send in RateLimit-Reset
-            seconds -= time.time()
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    return None
-
-
 def words_of(reply: Reply) -> str:
     """The sentence in an error reply, else its status."""
     try:
@@ -451,6 +448,19 @@ def words_of(reply: Reply) -> str:
             if isinstance(found.get(field), str) and found[field]:
                 return str(found[field])
     return f"status {reply.status}"
+
+
+async def _let_it_drop(response: httpx.Response) -> None:
+    """v2 drops the connection after a fault that nobody caught, told by what its reply lacks (v2
+    FACTS §1). Seen in time, the pool does not lose the next call on it."""
+    stream = response.extensions.get("network_stream")
+    with trio.move_on_after(DROP_GRACE):
+        try:
+            # Not `wait_readable`: the pool may give the connection to another task meanwhile.
+            while stream is not None and not stream.get_extra_info("is_readable"):  # noqa: ASYNC110
+                await trio.sleep(DROP_GRACE / 10)
+        except (OSError, ValueError):
+            pass  # it is closed already
 
 
 @functools.cache

@@ -36,8 +36,6 @@ class Capabilities(msgspec.Struct, frozen=True):
     link_lifetime: float  # of presigned links and forms
     parallel_calls: int  # how many calls at once make sense
     renames: bool = True  # there is a rename call; else a tar of one link, or `move_by_job`
-    relative_symlinks: bool = True  # the symlink call takes a relative target
-    empty_uploads: bool = True  # an empty file can be uploaded directly
 
 
 class SystemStatus(msgspec.Struct, frozen=True):
@@ -100,7 +98,7 @@ class Progress(msgspec.Struct, frozen=True):
     link_lags: bool = False  # the link answers 404 until the object is there: ask the link itself
     form: UploadForm | None = None  # READY uploads: a form,
     parts: UploadParts | None = None  # or parts
-    error: str | None = None
+    error: str | None = None  # with DONE: what to blame if the file is not there after all
     path: str | None = None
 
 
@@ -161,9 +159,13 @@ class Cluster(Protocol):
 
     async def change_mode(self, path: RemotePath, permissions: int) -> None: ...
     async def change_owner(self, path: RemotePath, user: str | None, group: str | None) -> None: ...
-    async def symlink(self, target: str, link: RemotePath) -> None: ...
+    async def symlink(self, target: str, link: RemotePath) -> None:
+        """Raises Unsupported for a target that this route cannot carry: then a tar can."""
+        ...
+
     async def checksum(self, path: RemotePath) -> str:
-        """sha256 in hex, of the file that the name leads to."""
+        """sha256 in hex, of the file that the name leads to. Unsupported where the dialect cannot
+        hash a file of this name."""
         ...
 
     async def compress(self, source: RemotePath, archive: RemotePath) -> None: ...
@@ -186,7 +188,8 @@ class Cluster(Protocol):
         ...
 
     async def upload(self, path: RemotePath, content: bytes) -> None:
-        """Write in place: truncates first, keeps inode and mode, follows symlinks, not atomic."""
+        """Write in place: truncates first, keeps inode and mode, follows symlinks, not atomic.
+        Raises Unsupported for no content, where that cannot be sent: then a tar can."""
         ...
 
     # Content, staged.

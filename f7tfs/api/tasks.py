@@ -1,14 +1,8 @@
-"""v1 tasks: many askers, few calls.
-
-A round collects the ids of all who ask within a short window, or while an earlier round is on its
-way, and observes them with one call (v1 FACTS §5).
-"""
+"""v1 tasks: many askers share one call (v1 FACTS §5)."""
 
 from __future__ import annotations
 
-import copy
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +10,7 @@ import msgspec
 import trio
 
 from f7tfs.api.http import ApiClient, words_of
+from f7tfs.api.rounds import WINDOW, Rounds
 from f7tfs.errors import (
     F7tfsError,
     NotFound,
@@ -26,7 +21,6 @@ from f7tfs.errors import (
     Unreachable,
 )
 
-WINDOW = 0.05  # seconds in which askers gather
 FIRST_POLL = 0.2  # seconds after which the fastest tasks are done (FACTS §5)
 PACE = (0.3, 0.5, 1.0, 2.0)  # seconds between further polls; the last one repeats
 IDS_PER_CALL = 60  # 32 characters each: a request line below 4 KiB
@@ -67,53 +61,22 @@ class Task(msgspec.Struct, frozen=True):
         return self.description
 
 
-class _Round:
-    """Askers who share one poll. `found` and `failure` are set together, once."""
-
-    def __init__(self) -> None:
-        self.askers: Counter[str] = Counter()
-        self.over = False
-        self.found: dict[str, Task] = {}
-        self.failure: F7tfsError | None = None
-
-
 class TaskBoard:
-    """Observes tasks over one ApiClient.
-
-    Whoever holds the lock polls for its whole round; the others of the round queue for the lock and
-    then find the answer. Joining a round and queueing happen without a checkpoint between, so the
-    queue is in the order of the rounds, and when a poller is cancelled the next one of its round
-    takes over.
-    """
+    """Observes tasks over one ApiClient; many askers share a call."""
 
     def __init__(self, api: ApiClient, *, window: float = WINDOW) -> None:
         self._api = api
-        self._window = window
-        self._lock = trio.Lock()
-        self._gathering: _Round | None = None
+        self._rounds = Rounds(self._poll_all, window=window)
 
     async def observe(self, task_id: str) -> Task:
         """One observation. Raises NotFound for ids that are unknown or somebody else's, and what
         GETs raise."""
         if not _TASK_ID.fullmatch(task_id):
             raise NotFound(f"not a task id: {task_id!r}")
-        if self._gathering is None:
-            self._gathering = _Round()
-        mine = self._gathering
-        mine.askers[task_id] += 1
-        try:
-            async with self._lock:
-                if not mine.over:
-                    await self._lead(mine)
-        finally:
-            mine.askers[task_id] -= 1
-            if not +mine.askers and self._gathering is mine:
-                self._gathering = None
-        if mine.failure is not None:
-            raise copy.copy(mine.failure)
-        if task_id not in mine.found:
+        task = await self._rounds.observe(task_id)
+        if task is None:
             raise NotFound(f"the server knows no task {task_id}")
-        return mine.found[task_id]
+        return task
 
     async def outcome(
         self, task_id: str, *, timeout: float, unfinished: type[F7tfsError] = Stalled
@@ -144,21 +107,11 @@ class TaskBoard:
                     return task
         raise unfinished(f"task {task_id} is not over after {timeout:g} s") from trouble
 
-    async def _lead(self, mine: _Round) -> None:
-        """Poll for a round and publish; on cancellation the round stays open for another leader."""
-        if self._gathering is mine:
-            await trio.sleep(self._window)
-            self._gathering = None
-        # Those who left meanwhile are not asked for.
-        ids = list(+mine.askers)
+    async def _poll_all(self, ids: Sequence[str]) -> dict[str, Task]:
         found: dict[str, Task] = {}
-        failure = None
-        try:
-            for start in range(0, len(ids), IDS_PER_CALL):
-                found |= await self._poll(ids[start : start + IDS_PER_CALL])
-        except F7tfsError as error:
-            failure = error
-        mine.found, mine.failure, mine.over = found, failure, True
+        for start in range(0, len(ids), IDS_PER_CALL):
+            found |= await self._poll(ids[start : start + IDS_PER_CALL])
+        return found
 
     async def _poll(self, ids: Sequence[str]) -> dict[str, Task]:
         if len(ids) == 1:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from f7tfs.api import v1_names, v1_poisoned, v1_wire
 from f7tfs.api.http import ApiClient
+from f7tfs.api.names import require
 from f7tfs.api.port import Capabilities, Progress, Route, SystemStatus, Ticket
 from f7tfs.api.tasks import TaskBoard
-from f7tfs.api.v1_calls import Calls, require, task_id_of
+from f7tfs.api.v1_calls import Calls, task_id_of
 from f7tfs.api.v1_errors import PoisonedListing
 from f7tfs.api.v1_jobs import Jobs
 from f7tfs.errors import (

@@ -7,8 +7,8 @@ from typing import Any
 
 from f7tfs.api.http import ApiClient, Reply
 from f7tfs.api.v1_errors import error_of
-from f7tfs.api.v1_wire import document
-from f7tfs.errors import NameNotSupported, OutcomeUnknown, Unreachable
+from f7tfs.api.wire import document
+from f7tfs.errors import OutcomeUnknown, Unreachable
 
 
 class Calls:
@@ -75,10 +75,3 @@ def task_id_of(answer: Mapping[str, Any], what: str) -> str:
     if not isinstance(task_id, str) or not task_id:
         raise OutcomeUnknown(f"{what}: the server named no task")
     return task_id
-
-
-def require(carried: bool, *names: str) -> None:
-    """Raises NameNotSupported unless the names are `carried`."""
-    if not carried:
-        shown = ", ".join(ascii(name) for name in names)
-        raise NameNotSupported(f"FirecREST v1 does not carry this name safely: {shown}")

@@ -13,27 +13,21 @@ from typing import Any
 import msgspec
 
 from f7tfs.api.http import Reply
+from f7tfs.api.strerror import kind_by_end, kind_by_phrase, without_farewell
 from f7tfs.errors import (
     CommandTimeout,
-    CrossDevice,
     Exists,
     F7tfsError,
     InvalidArgument,
     IsADirectory,
     NameNotSupported,
-    NameTooLong,
     NotADirectory,
-    NotEmpty,
     NotFound,
-    NotPermitted,
     OutcomeUnknown,
     PermissionDenied,
-    QuotaExceeded,
-    ReadOnly,
     ServerError,
     Stalled,
     TooLarge,
-    TooManyLinks,
     Unauthorized,
     UnknownSystem,
     Unreachable,
@@ -49,44 +43,12 @@ class PoisonedListing(ServerError):
         self.text = text
 
 
-# What strerror(3) says of the file system; at the end of the text, after ": " or in parentheses.
-_STRERROR: dict[str, type[F7tfsError]] = {
-    "No such file or directory": NotFound,
-    "Permission denied": PermissionDenied,
-    "Operation not permitted": NotPermitted,
-    "File exists": Exists,
-    "Not a directory": NotADirectory,
-    "Is a directory": IsADirectory,
-    "Directory not empty": NotEmpty,
-    "Too many levels of symbolic links": TooManyLinks,
-    "File name too long": NameTooLong,
-    "Read-only file system": ReadOnly,
-    "No space left on device": QuotaExceeded,
-    "Disk quota exceeded": QuotaExceeded,
-    "Quota exceeded": QuotaExceeded,
-    "Invalid cross-device link": CrossDevice,
-    "File too large": TooLarge,
-    "Invalid argument": InvalidArgument,
-    "Operation not supported": Unsupported,
-}
-_AT_END = re.compile(
-    r"(?:^|: |\()(" + "|".join(map(re.escape, _STRERROR)) + r")[).]?\s*$", re.IGNORECASE
-)
-# tar's farewells after the message that counts; lines come glued together.
-_FAREWELL = re.compile(
-    r"(?:tar(?: \(child\))?: (?:Exiting with failure status due to previous errors"
-    r"|Error is not recoverable: exiting now|Child returned status \d+))+\s*$"
-)
+class SpeaksV2(ServerError):
+    """The reply is in the words of FirecREST v2 (v2 FACTS §1)."""
 
-# Words of the tools themselves, at the beginning or the end.
+
+# Words of the server itself, at the beginning or the end.
 _PHRASES: list[tuple[re.Pattern[str], type[F7tfsError]]] = [
-    (re.compile(r"^mv: cannot overwrite non-directory "), NotADirectory),
-    (re.compile(r"^(mv|cp): cannot overwrite directory "), IsADirectory),
-    (re.compile(r"^mv: cannot move .* to a subdirectory of itself, "), InvalidArgument),
-    (re.compile(r"^cp: cannot copy a directory, .* into itself, "), InvalidArgument),
-    (re.compile(r" are the same file$"), InvalidArgument),
-    (re.compile(r"^chmod: invalid mode: "), InvalidArgument),
-    (re.compile(r"^chown: invalid (user|group|spec): "), InvalidArgument),
     (re.compile(r"^regular file, no read permission$"), PermissionDenied),
     (re.compile(r"^pattern not found$"), NotFound),
     (re.compile(r"^Machine does not exists?$"), UnknownSystem),
@@ -146,6 +108,8 @@ def error_of(reply: Reply, what: str, *, changes: bool) -> F7tfsError:
         if text and (found := error_of_text(text, what, changes=changes)):
             return found
     said = f"{what}: {error or description or f'status {reply.status}'}"
+    if "errorType" in fields or "f7t-appversion" in reply.headers:
+        return SpeaksV2(said)
     if "x-timeout" in reply.headers:
         return _timed_out(said, changes)
     for name, kind in _HEADERS.items():
@@ -161,7 +125,7 @@ def error_of(reply: Reply, what: str, *, changes: bool) -> F7tfsError:
 
 def error_of_text(text: str, what: str, *, changes: bool) -> F7tfsError | None:
     """The exception for the stderr of a remote command, None where the text tells nothing."""
-    text = _FAREWELL.sub("", text.strip())
+    text = without_farewell(text)
     said = f"{what}: {text}"
     if _POISONED_LISTING.match(text):
         return PoisonedListing(what, text)
@@ -179,10 +143,8 @@ def error_of_text(text: str, what: str, *, changes: bool) -> F7tfsError | None:
     for pattern, kind in _PHRASES:
         if pattern.search(text):
             return kind(said)
-    if at_end := _AT_END.search(text):
-        for words, kind in _STRERROR.items():
-            if words.lower() == at_end[1].lower():
-                return kind(said)
+    if found := kind_by_phrase(text) or kind_by_end(text):
+        return found(said)
     return None
 
 

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from f7tfs.api.names import require
+from f7tfs.api.scheduler import MAY_BE_SUBMITTED, NOT_SUBMITTED, OVER, base_of, said
 from f7tfs.api.tasks import Task, TaskBoard
-from f7tfs.api.v1_calls import Calls, require, task_id_of
+from f7tfs.api.v1_calls import Calls, task_id_of
 from f7tfs.api.v1_errors import error_of_text
 from f7tfs.api.v1_names import carries_text
 from f7tfs.errors import (
@@ -24,11 +26,6 @@ from f7tfs.errors import (
 )
 from f7tfs.model import Job, JobState, Submitted
 
-_JOB_ID = re.compile(r"(\d+)(?:[_+.]\S*)?")
-_NO_VALUE = {"", "N/A", "Unknown", "None assigned", "Not available", "None", "(null)", "(None)"}
-_OVER = re.compile(r"already completing or completed|Invalid job id specified", re.IGNORECASE)
-_MAY_BE_SUBMITTED = re.compile(r"Socket timed out|Zero Bytes were transmitted", re.IGNORECASE)
-_NOT_SUBMITTED = re.compile(r"Unable to contact slurm controller", re.IGNORECASE)
 _SENTENCES = re.compile(r"(?<=\S)(?=sbatch: )")
 
 
@@ -63,14 +60,14 @@ class Jobs:
         if not task.succeeded:
             raise refusal_of(task, what)
         data = task.data if isinstance(task.data, dict) else {}
-        job_id = _said(data.get("jobid"))
+        job_id = said(data.get("jobid"))
         if not job_id:
             raise OutcomeUnknown(f"{what}: the server named no job")
         return Submitted(
             job_id=job_id,
-            script_path=_said(data.get("job_file")),
-            stdout_path=_said(data.get("job_file_out")),
-            stderr_path=_said(data.get("job_file_err")),
+            script_path=said(data.get("job_file")),
+            stdout_path=said(data.get("job_file_out")),
+            stderr_path=said(data.get("job_file_err")),
         )
 
     async def active(self, ids: Sequence[str] | None) -> list[Job]:
@@ -84,7 +81,7 @@ class Jobs:
         task = await self._finished(answer, what, changes=False)
         if task.succeeded:
             return active_jobs(task.data)
-        if wanted is None or not _OVER.search(task.text):
+        if wanted is None or not OVER.search(task.text):
             raise _failure(task, what)
         if len(wanted) == 1:
             return []
@@ -108,7 +105,7 @@ class Jobs:
             "DELETE", f"/compute/jobs/{number}", what, endpoint="/compute/jobs/{id}"
         )
         task = await self._finished(answer, what, changes=True)
-        if task.succeeded or _OVER.search(task.text):
+        if task.succeeded or OVER.search(task.text):
             return
         if "permission" in task.text.lower():
             raise PermissionDenied(f"{what}: {task.text}")
@@ -122,21 +119,13 @@ class Jobs:
         )
 
 
-def base_of(job_id: str) -> str:
-    """The number of a job, without array indices. Raises InvalidArgument."""
-    found = _JOB_ID.fullmatch(job_id)
-    if found is None:
-        raise InvalidArgument(f"not a job id: {job_id!r}")
-    return found[1]
-
-
 def refusal_of(task: Task, what: str) -> F7tfsError:
     """Why a submission failed: Rejected with the scheduler's words, unless the text says that it
     never came that far, or that a job may exist all the same."""
     text = task.text
-    if _MAY_BE_SUBMITTED.search(text):
+    if MAY_BE_SUBMITTED.search(text):
         return OutcomeUnknown(f"{what}: {text}")
-    if _NOT_SUBMITTED.search(text):
+    if NOT_SUBMITTED.search(text):
         return Unreachable(f"{what}: {text}")
     found = error_of_text(text, what, changes=True)
     if isinstance(found, (OutcomeUnknown, Unreachable, Unauthorized, QuotaExceeded)):
@@ -157,20 +146,20 @@ def active_jobs(data: Any) -> list[Job]:
     """From the data of GET /compute/jobs: {"0": {…}, "1": {…}}."""
     return [
         Job(
-            id=_said(row.get("jobid")),
-            name=_said(row.get("name")),
-            state=JobState.parse(_said(row.get("state"))),
-            state_text=_said(row.get("state")),
-            reason=_reason_in(_said(row.get("nodelist"))),
-            user=_said(row.get("user")),
-            partition=_said(row.get("partition")),
-            nodes=_said(row.get("nodes")),
-            node_list="" if _reason_in(row.get("nodelist")) else _said(row.get("nodelist")),
+            id=said(row.get("jobid")),
+            name=said(row.get("name")),
+            state=JobState.parse(said(row.get("state"))),
+            state_text=said(row.get("state")),
+            reason=_reason_in(said(row.get("nodelist"))),
+            user=said(row.get("user")),
+            partition=said(row.get("partition")),
+            nodes=said(row.get("nodes")),
+            node_list="" if _reason_in(row.get("nodelist")) else said(row.get("nodelist")),
             started=_timestamp(row.get("time"), row.get("start_time")),
             elapsed=_duration(row.get("start_time"), row.get("time")),
-            script_path=_said(row.get("job_file")),
-            stdout_path=_said(row.get("job_file_out")),
-            stderr_path=_said(row.get("job_file_err")),
+            script_path=said(row.get("job_file")),
+            stdout_path=said(row.get("job_file_out")),
+            stderr_path=said(row.get("job_file_err")),
         )
         for row in _rows(data)
     ]
@@ -184,18 +173,18 @@ def accounted_jobs(data: Any) -> list[Job]:
         provisional = row.get("name") == "allocation" and not row.get("partition")
         found.append(
             Job(
-                id=_said(row.get("jobid")),
-                name="" if provisional else _said(row.get("name")),
-                state=JobState.parse(_said(row.get("state"))),
-                state_text=_said(row.get("state")),
-                user="" if provisional else _said(row.get("user")),
-                partition=_said(row.get("partition")),
-                nodes=_said(row.get("nodes")),
-                node_list=_said(row.get("nodelist")),
-                exit_code=_said(row.get("exit_code")),
-                started=_said(row.get("start_time")),
-                ended=_said(row.get("termination_time") or row.get("time_left")),
-                elapsed=_said(row.get("elapsed_time")),
+                id=said(row.get("jobid")),
+                name="" if provisional else said(row.get("name")),
+                state=JobState.parse(said(row.get("state"))),
+                state_text=said(row.get("state")),
+                user="" if provisional else said(row.get("user")),
+                partition=said(row.get("partition")),
+                nodes=said(row.get("nodes")),
+                node_list=said(row.get("nodelist")),
+                exit_code=said(row.get("exit_code")),
+                started=said(row.get("start_time")),
+                ended=said(row.get("termination_time") or row.get("time_left")),
+                elapsed=said(row.get("elapsed_time")),
             )
         )
     return found
@@ -206,23 +195,17 @@ def _rows(data: Any) -> Iterable[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and row.get("jobid")]
 
 
-def _said(value: object) -> str:
-    """A field's text; "" for the many ways in which Slurm says nothing."""
-    text = "" if value is None else str(value).strip()
-    return "" if text in _NO_VALUE else text
-
-
 def _reason_in(node_list: object) -> str:
     """A pending job has its reason, in parentheses, where the nodes would be."""
-    text = _said(node_list)
+    text = said(node_list)
     return text[1:-1] if text.startswith("(") and text.endswith(")") else ""
 
 
 def _timestamp(*candidates: object) -> str:
     """1.16 has the start in `time` and the elapsed time in `start_time`; told by their looks, so
     that a server that mends it is understood too."""
-    return next((text for text in map(_said, candidates) if "T" in text), "")
+    return next((text for text in map(said, candidates) if "T" in text), "")
 
 
 def _duration(*candidates: object) -> str:
-    return next((text for text in map(_said, candidates) if ":" in text and "T" not in text), "")
+    return next((text for text in map(said, candidates) if ":" in text and "T" not in text), "")

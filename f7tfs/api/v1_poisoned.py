@@ -10,8 +10,8 @@ import re
 
 import msgspec
 
-from f7tfs.api.v1_names import c_unquoted, is_sound
-from f7tfs.api.v1_wire import Entry, listed
+from f7tfs.api.names import c_unquoted, is_sound
+from f7tfs.api.wire import Entry, listed
 from f7tfs.model import Listed
 
 _TOTAL = re.compile(r"total \d+")

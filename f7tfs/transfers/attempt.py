@@ -11,6 +11,7 @@ with other hard links, an ACL, a foreign group, or in a directory that we may no
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -27,6 +28,7 @@ from f7tfs.content.journal import Journal, LitterRecord, UploadRecord
 from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.content.times import Times
 from f7tfs.errors import (
+    F7tfsError,
     IsADirectory,
     LinkExpired,
     NotFound,
@@ -34,9 +36,10 @@ from f7tfs.errors import (
     PermissionDenied,
     ServerError,
     StagingFailed,
+    Unsupported,
 )
 from f7tfs.model import Fingerprint, Identity, Kind, RemotePath, Stat, join, name_of, parent_of
-from f7tfs.transfers.follow import follow, staging_failed
+from f7tfs.transfers.follow import follow, kind_of, staging_failed
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.workplace import Workplace, archive_of
 
@@ -135,6 +138,9 @@ class Attempts:
         until = 0.0
         if entry.ticket is not None and entry.form_sent:
             until = time.time() + self._cluster.capabilities.link_lifetime
+        if entry.ticket is not None:
+            with contextlib.suppress(F7tfsError):  # a courtesy
+                await self._cluster.withdraw(msgspec.json.decode(entry.ticket, type=Ticket))
         entry.ticket, entry.form_sent = None, False
         if await self._workplace.remove_litter(temporary) and until:
             await self._journal.write(LitterRecord(id=temporary, until=until))
@@ -158,27 +164,32 @@ class Attempts:
         try:
             if entry.permissions & 0o044 != 0o044 and not entry.form_sent:
                 await self._close_to_others(temporary, entry.permissions)
-            await self._transport(entry, temporary, version)
-            return await self._prove(entry, temporary, version)
+            return await self._transport(entry, temporary, version)
         except Superseded:
             await self.abandon(entry)
             raise
 
     async def _close_to_others(self, temporary: RemotePath, permissions: int) -> None:
         """A private file must not be readable while it travels: uploads in place keep the mode."""
-        if self._cluster.capabilities.empty_uploads:
-            await self._cluster.upload(temporary, b"")
-        else:
-            archive = archive_of(name_of(temporary), permissions=permissions)
-            await self._workplace.extract(archive, parent_of(temporary))
+        await self._upload_empty(temporary, permissions)
         await self._cluster.change_mode(temporary, permissions | 0o200)
 
-    async def _transport(self, entry: SpoolEntry, target: RemotePath, version: int) -> None:
+    async def _transport(self, entry: SpoolEntry, target: RemotePath, version: int) -> Stat:
+        """Bring the bytes, and prove that they are there."""
+        words = None
         if entry.size <= self._cluster.capabilities.direct_upload_limit:
             await self._send_direct(entry, target)
         else:
-            await self._send_staged(entry, target)
+            words = await self._send_staged(entry, target)
         self._require_current(entry, version)
+        try:
+            return await self._prove(entry, target, version)
+        except (NotFound, ServerError) as error:
+            if words is None:
+                raise
+            # v2's job ends well also when nothing was written; its log tells why (FACTS §7).
+            entry.ticket, entry.form_sent = None, False
+            raise kind_of(words)(f"{entry.path}: {words}") from error
 
     async def _send_direct(self, entry: SpoolEntry, target: RemotePath) -> None:
         async with self._limiter:
@@ -186,13 +197,8 @@ class Attempts:
 
     async def _send_at_once(self, entry: SpoolEntry, target: RemotePath) -> None:
         content = os.pread(entry.fd, entry.size, 0)
-        if not content and not self._cluster.capabilities.empty_uploads:
-            archive = archive_of(
-                name_of(target),
-                permissions=entry.permissions,
-                mtime=entry.mtime_ns // 1_000_000_000,
-            )
-            await self._workplace.extract(archive, parent_of(target))
+        if not content:
+            await self._upload_empty(target, entry.permissions)
             return
         try:
             await self._cluster.upload(target, content)
@@ -201,7 +207,15 @@ class Attempts:
             await self._cluster.upload(target, content)
         entry.sent = len(content)
 
-    async def _send_staged(self, entry: SpoolEntry, target: RemotePath) -> None:
+    async def _upload_empty(self, target: RemotePath, permissions: int) -> None:
+        try:
+            await self._cluster.upload(target, b"")
+        except Unsupported:
+            archive = archive_of(name_of(target), permissions=permissions)
+            await self._workplace.extract(archive, parent_of(target))
+
+    async def _send_staged(self, entry: SpoolEntry, target: RemotePath) -> str | None:
+        """Returns what the server had to say at the end, where it said anything."""
         size = entry.size
         ticket = await self._resumable(entry, target)
         if ticket is None:
@@ -223,8 +237,9 @@ class Attempts:
                     raise
                 entry.form_sent = True
                 await self._spool.save(entry)
-        await self._follow(entry, ticket, {Phase.DONE})
+        done = await self._follow(entry, ticket, {Phase.DONE})
         await self._workplace.remove_traces(ticket)
+        return done.error
 
     async def _send_bytes(self, entry: SpoolEntry, progress: Progress, size: int) -> None:
         def note(sent: int) -> None:
@@ -290,13 +305,20 @@ class Attempts:
             raise ServerError(f"{entry.path}: {stat.size} of {size} bytes arrived")
         staged = size > self._cluster.capabilities.direct_upload_limit
         if staged and size <= CHECKSUM_LIMIT:
-            theirs = await self._cluster.checksum(target)
+            theirs = await self._checksum(target)
             ours = await self._disk.run(lambda: sha256_of(entry.fd))
             self._require_current(entry, version)
             if theirs != ours:
                 entry.ticket, entry.form_sent = None, False
                 raise ServerError(f"{entry.path}: the checksum on the cluster differs")
         return stat
+
+    async def _checksum(self, path: RemotePath) -> str:
+        try:
+            return await self._cluster.checksum(path)
+        except Unsupported:
+            async with self._workplace.alias(path) as alias:
+                return await self._cluster.checksum(alias)
 
     # Publishing.
 
@@ -385,8 +407,7 @@ class Attempts:
             entry.in_place = True
             await self._spool.save(entry)
             try:
-                await self._transport(entry, entry.path, version)
-                stat = await self._prove(entry, entry.path, version)
+                stat = await self._transport(entry, entry.path, version)
             except Superseded:
                 # What is there now came from us: the next attempt starts from it.
                 ours = await self._namespace.find(entry.path)
@@ -407,7 +428,7 @@ class Attempts:
         """After an attempt in place that was cut, the cluster holds a part of our own bytes."""
         if not entry.in_place or there.size > min(entry.size, CHECKSUM_LIMIT):
             return False
-        theirs = await self._cluster.checksum(entry.path)
+        theirs = await self._checksum(entry.path)
         return theirs == await self._disk.run(lambda: sha256_of(entry.fd, there.size))
 
     # Clean.

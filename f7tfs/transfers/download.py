@@ -215,7 +215,6 @@ class Downloads:
                 break
         with contextlib.suppress(F7tfsError):  # a courtesy: nothing depends on it
             await self._cluster.withdraw(ticket)
-        await self._workplace.remove_traces(ticket)
         return size == content.size == content.filled
 
     async def _read_link(self, flight: Flight, ticket: Ticket, progress: Progress) -> int:

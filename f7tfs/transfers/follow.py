@@ -7,6 +7,7 @@ from collections.abc import Callable
 import trio
 
 from f7tfs.api.port import Cluster, Progress, Ticket
+from f7tfs.api.strerror import kind_by_end
 from f7tfs.errors import F7tfsError, StagingFailed, Stalled
 from f7tfs.model import RemotePath
 
@@ -46,3 +47,12 @@ async def follow(
 
 def staging_failed(path: RemotePath, progress: Progress) -> F7tfsError:
     return StagingFailed(f"{path}: state {progress.raw}: {progress.error or 'no reason given'}")
+
+
+def kind_of(words: str) -> type[F7tfsError]:
+    """What the words of a job's log say; its lines are joined by " · "."""
+    for line in words.split(" · "):
+        kind = kind_by_end(line)
+        if kind is not None:
+            return kind
+    return StagingFailed

@@ -12,7 +12,7 @@ import os
 import uuid
 
 from f7tfs.api.port import Cluster, Phase, Route
-from f7tfs.catalog import HIDDEN_PREFIX, Catalog
+from f7tfs.catalog import HIDDEN_PREFIX, Catalog, is_hidden
 from f7tfs.content.journal import Journal, LitterRecord
 from f7tfs.errors import (
     CrossDevice,
@@ -27,9 +27,10 @@ from f7tfs.errors import (
     NotPermitted,
     OutcomeUnknown,
     ServerError,
+    Unsupported,
 )
 from f7tfs.model import Attributes, Kind, RemotePath, Stat, join, name_of, parent_of
-from f7tfs.transfers.follow import follow
+from f7tfs.transfers.follow import follow, kind_of
 from f7tfs.transfers.workplace import MARK, Workplace, archive_of
 
 log = logging.getLogger("f7tfs.namespace")
@@ -58,7 +59,7 @@ class Namespace:
 
     def require_name(self, path: RemotePath) -> None:
         """EINVAL before anything is sent, for a name that could never be removed again."""
-        if name_of(path).startswith(HIDDEN_PREFIX):
+        if is_hidden(name_of(path)):
             raise NameNotSupported(f"{name_of(path)!r}: names that begin so are f7tfs' own")
         if len(os.fsencode(name_of(path))) > NAME_MAX:
             raise NameTooLong(f"{name_of(path)!r} has more than {NAME_MAX} bytes")
@@ -107,9 +108,9 @@ class Namespace:
         return self._note(link, stat, target=target)
 
     async def _make_symlink(self, target: str, link: RemotePath) -> None:
-        if self._cluster.capabilities.relative_symlinks or target.startswith("/"):
+        try:
             await self._cluster.symlink(target, link)
-        else:
+        except Unsupported:
             archive = archive_of(name_of(link), symlink=target)
             await self._workplace.extract(archive, parent_of(link))
 
@@ -275,7 +276,8 @@ class Namespace:
         )
         await self._workplace.remove_traces(ticket)
         if progress.phase is not Phase.DONE:
-            raise ServerError(f"moving {source}: {progress.error or progress.raw}")
+            words = progress.error or progress.raw
+            raise kind_of(words)(f"moving {source}: {words}")
 
     async def _make_way(self, moved: Stat, there: Stat, target: RemotePath) -> None:
         if there.kind is Kind.DIRECTORY and moved.kind is not Kind.DIRECTORY:

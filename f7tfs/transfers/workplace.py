@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable
 import trio
 
 from f7tfs.api.port import Cluster, Route, Ticket
-from f7tfs.catalog import HIDDEN_PREFIX, Catalog
+from f7tfs.catalog import HIDDEN_PREFIX, Catalog, is_hidden
 from f7tfs.content.journal import Journal, LitterRecord
 from f7tfs.errors import (
     Exists,
@@ -37,7 +37,6 @@ from f7tfs.model import Kind, RemotePath, is_within, join, name_of, parent_of
 
 log = logging.getLogger("f7tfs.workplace")
 SWEEP_INTERVAL = 60.0
-JOB_LOG = ".f7t_file_handling_job_"  # how v2's transfer jobs name their logs (v2 FACTS §7)
 MARK = f"{HIDDEN_PREFIX}removed-"  # where the symlinks of a removed directory lead
 
 
@@ -136,15 +135,21 @@ class Workplace:
         (TAR.md), removed afterwards."""
         if self._cluster.carries(path, route):
             yield path
-            return
-        alias = await self._alias(path)
+        else:
+            async with self.alias(path) as alias:
+                yield alias
+
+    @contextlib.asynccontextmanager
+    async def alias(self, path: RemotePath) -> AsyncIterator[RemotePath]:
+        """A symlink with a safe name that leads to `path`, removed afterwards."""
+        alias = await self._make_alias(path)
         try:
             yield alias
         finally:
             with trio.CancelScope(shield=True):
                 await self.remove_litter(alias)
 
-    async def _alias(self, path: RemotePath) -> RemotePath:
+    async def _make_alias(self, path: RemotePath) -> RemotePath:
         place = await self._place(parent_of(path))
         link = join(place, f"{HIDDEN_PREFIX}{self._mark}-{uuid.uuid4().hex[:12]}")
         await self._journal.write(LitterRecord(id=link))
@@ -158,7 +163,7 @@ class Workplace:
         """Remove a regular file or symlink of our own making; True once it is certainly gone. Its
         record stays in the journal until then. With `marker`: only a symlink that leads there."""
         try:
-            if marker is None and not name_of(path).startswith((HIDDEN_PREFIX, JOB_LOG)):
+            if marker is None and not is_hidden(name_of(path)):
                 log.error("%s is no name of ours; it is left alone", path)
                 await self.forget_litter(path)
                 return True

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import trio
 
-from f7tfs.catalog import HIDDEN_PREFIX, Catalog
+from f7tfs.catalog import Catalog, is_hidden
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
 from f7tfs.errors import Changed, Exists, IsADirectory, NameNotSupported, NotFound, NotPermitted
@@ -105,7 +105,7 @@ class RemoteWing(Wing):
 
     async def _find(self, path: RemotePath, *, fresh: bool = False) -> Attributes:
         """What the cluster has at a name that is not hidden from the user."""
-        if self._removals.hides(path) or name_of(path).startswith(HIDDEN_PREFIX):
+        if self._removals.hides(path) or is_hidden(name_of(path)):
             raise NotFound(path)
         attributes = await self._catalog.attributes(path, fresh=fresh)
         if self._removals.hides(path):  # removed while the listing arrived

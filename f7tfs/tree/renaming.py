@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from f7tfs.catalog import HIDDEN_PREFIX, Catalog
+from f7tfs.catalog import Catalog, is_hidden
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
 from f7tfs.errors import (
@@ -181,7 +181,7 @@ class Renaming:
         await self._times.rename(source, target)
 
     async def _remote(self, path: RemotePath) -> Attributes | None:
-        if self._removals.hides(path) or name_of(path).startswith(HIDDEN_PREFIX):
+        if self._removals.hides(path) or is_hidden(name_of(path)):
             return None
         try:
             return await self._catalog.attributes(path)
