@@ -32,6 +32,11 @@ MAX_TASKS = 2000  # stalled requests must not stop others (FUSE.md)
 MAX_BACKGROUND, CONGESTION = 1000, 900
 CONTROL = Path("/sys/fs/fuse/connections")
 
+# A caller that was killed meanwhile takes no answer; pyfuse3 calls that an error.
+logging.getLogger("pyfuse3").addFilter(
+    lambda record: "fuse_reply_* failed with No such file" not in record.getMessage()
+)
+
 H = TypeVar("H", bound=Callable[..., Coroutine[Any, Any, Any]])
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOTSUP, errno.EEXIST, errno.ENOTEMPTY, errno.EINTR}
 

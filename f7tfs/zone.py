@@ -78,7 +78,7 @@ class ClusterZone:
         offset = wall_clock - epoch
         if self._is_configured or offset % QUARTER or abs(offset) > LARGEST_OFFSET:
             return False
-        before = self._candidates[0] if self._candidates else UTC
+        was_known, before = self.is_known, self._candidates[0] if self._candidates else UTC
         fitting = [
             zone for zone in self._candidates or _all_zones() if _epoch(wall_clock, zone) == epoch
         ]
@@ -91,4 +91,4 @@ class ClusterZone:
         if self._candidates[0] is before:
             return False
         log.info("the cluster's clock is read as %s", self._candidates[0])
-        return True
+        return was_known or _epoch(wall_clock, before) != epoch

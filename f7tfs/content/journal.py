@@ -162,6 +162,8 @@ class Journal:
 
     def _put_aside(self, error: Exception) -> Path:
         aside = self._directory / f"journal.set-aside-{time.strftime('%Y%m%d-%H%M%S')}"
+        while aside.exists():
+            aside = aside.with_name(aside.name + "-2")
         aside.mkdir()
         for name in ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "spool"):
             if (self._directory / name).exists():

@@ -220,12 +220,12 @@ class JobsWing(Wing):
     ) -> Look:
         if len(parent.parts()) > 1:
             raise NotPermitted("no files are created in a job's directory")
-        if name in self._drafts or self._submissions.named(name) is not None:
-            if flags & os.O_EXCL:
-                raise Exists(name)
-            drop = self._submissions.named(name)
-            if drop is not None and drop.state != "refused":
-                return await self._look_at_root(name)
+        drop = self._submissions.named(name)
+        is_there = drop is not None and drop.state != "refused"
+        if (is_there or name in self._drafts) and flags & os.O_EXCL:
+            raise Exists(name)
+        if is_there:
+            return await self._look_at_root(name)
         self._drafts.setdefault(name, Draft(name, b"", permissions & ~caller.umask))
         return await self._look_at_root(name)
 
@@ -308,7 +308,8 @@ class JobsWing(Wing):
         if draft is None:
             drop = self._submissions.named(name)
             if drop is None:
-                raise NotFound(name)
+                await self._look_at_root(name)  # NotFound, or what is the scheduler's
+                raise NotPermitted(f"{name} is the scheduler's")
             if scripts.is_ordinary(new_name):
                 raise NotPermitted("the name of a dropped script is the name of its job here")
             # An editor's backup: a copy under the new name; the job stays what it is.

@@ -159,10 +159,14 @@ class Namespace:
             raise NotADirectory(path)
         marker = MARK + uuid.uuid4().hex[:12]
         await self._journal.write(LitterRecord(id=path, marker=marker))
+        archive = archive_of(name_of(path), symlink=marker)
         try:
-            await self._workplace.extract(
-                archive_of(name_of(path), symlink=marker), parent_of(path)
-            )
+            try:
+                await self._workplace.extract(archive, parent_of(path))
+            except OutcomeUnknown:
+                found = await self.find(path)
+                if found is not None and found.ino == before.ino:  # it did not happen
+                    await self._workplace.extract(archive, parent_of(path))
         except F7tfsError as error:
             found = await self.find(path)
             if found is not None and found.kind is Kind.DIRECTORY:

@@ -172,7 +172,7 @@ class Workplace:
             if marker is not None:
                 ours = stat.kind is Kind.SYMLINK and await self._cluster.read_link(path) == marker
             if ours:
-                await self._cluster.remove(path)
+                await self.remove_own(path)
             else:
                 log.warning("%s is not what we made there; it is left alone", path)
         except NotFound:

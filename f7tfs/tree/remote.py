@@ -18,12 +18,21 @@ import trio
 from f7tfs.catalog import Catalog, is_hidden
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
-from f7tfs.errors import Changed, Exists, IsADirectory, NameNotSupported, NotFound, NotPermitted
+from f7tfs.errors import (
+    Changed,
+    Exists,
+    IsADirectory,
+    NameNotSupported,
+    NotFound,
+    NotPermitted,
+    Unreachable,
+)
 from f7tfs.model import Attributes, Identity, Kind, RemotePath, is_within, join, name_of, parent_of
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors, RemoteHandle, Shared, truncate_path
+from f7tfs.tree.looks import GHOST, STATE_WORDS, Looks
 from f7tfs.tree.nodes import Node
 from f7tfs.tree.permissions import READ, SEARCH, WRITE, permits, require
 from f7tfs.tree.renaming import Renaming
@@ -55,7 +64,7 @@ class RemoteWing(Wing):
         self._floors = floors
         self._identity = identity
         self._root = root
-        self._uid, self._gid = os.getuid(), os.getgid()
+        self._looks = Looks(identity, times)
         self._open: dict[int, Shared] = {}  # by inode number
         self._renaming = Renaming(
             catalog, namespace, removals, times, floors, workplace, self.is_temporary
@@ -94,69 +103,56 @@ class RemoteWing(Wing):
             return self._look_of_shared(shared)
         path = self.path(node)
         if node.is_root:
-            return self._look_of(path, await self._catalog.root_attributes(path))
+            return self._looks.of(path, await self._catalog.root_attributes(path))
         return await self._look_at(path)
 
     async def _look_at(self, path: RemotePath) -> Look:
         entry = self._floors.spool.at(path)
         if entry is not None:
-            return self._look_of_entry(entry)
-        return self._look_of(path, await self._find(path))
+            return self._looks.of_entry(entry)
+        return self._looks.of(path, await self._find(path))
 
     async def _find(self, path: RemotePath, *, fresh: bool = False) -> Attributes:
         """What the cluster has at a name that is not hidden from the user."""
         if self._removals.hides(path) or is_hidden(name_of(path)):
             raise NotFound(path)
-        attributes = await self._catalog.attributes(path, fresh=fresh)
+        try:
+            attributes = await self._catalog.attributes(path, fresh=fresh)
+        except NotFound:
+            if not self._floors.spool.within(path):
+                raise
+            attributes = GHOST
         if self._removals.hides(path):  # removed while the listing arrived
             raise NotFound(path)
         return attributes
 
     async def entries(self, node: Node) -> list[tuple[str, Look]]:
         path = self.path(node)
-        listed = await self._catalog.listing(path)
+        try:
+            listed = await self._catalog.listing(path)
+        except NotFound:
+            if not self._floors.spool.within(path):
+                raise
+            listed = {}
         hidden = self._removals.names_in(path)
         looks = {
-            name: self._look_of(join(path, name), attributes)
+            name: self._looks.of(join(path, name), attributes)
             for name, attributes in listed.items()
             if name not in hidden
         }
         for name, entry in self._floors.spool.children(path):
-            looks[name] = self._look_of_entry(entry)
+            looks[name] = self._looks.of_entry(entry)
+        for entry in self._floors.spool.within(path):
+            below = entry.path[len(path.rstrip("/")) + 1 :].split("/")[0]
+            if below not in looks:
+                looks[below] = self._looks.of(join(path, below), GHOST)
         return list(looks.items())
-
-    def _look_of(self, path: RemotePath, attributes: Attributes) -> Look:
-        mine = attributes.uid == self._identity.uid or attributes.user == self._identity.user
-        same_group = (
-            attributes.gid == self._identity.gid or attributes.group == self._identity.group
-        )
-        return Look(
-            kind=attributes.kind,
-            permissions=attributes.permissions,
-            size=attributes.size,
-            mtime_ns=self._times.mtime_ns(path, attributes.fingerprint),
-            uid=self._uid if mine else _number(attributes.uid),
-            gid=self._gid if same_group else _number(attributes.gid),
-            nlink=attributes.nlink or (2 if attributes.is_directory else 1),
-            version=(attributes.size, attributes.mtime),
-        )
-
-    def _look_of_entry(self, entry: SpoolEntry) -> Look:
-        return Look(
-            kind=Kind.FILE,
-            permissions=entry.permissions,
-            size=entry.size,
-            mtime_ns=entry.mtime_ns,
-            uid=self._uid,
-            gid=self._gid,
-            version=(entry.id, entry.version),
-        )
 
     def _look_of_shared(self, shared: Shared) -> Look:
         if shared.entry is not None:
-            return self._look_of_entry(shared.entry)
+            return self._looks.of_entry(shared.entry)
         assert shared.attributes is not None
-        return self._look_of(shared.path or RemotePath("/"), shared.attributes)
+        return self._looks.of(shared.path or RemotePath("/"), shared.attributes)
 
     # Opening.
 
@@ -277,7 +273,7 @@ class RemoteWing(Wing):
         if existing is not None and flags & os.O_EXCL:
             raise Exists(path)
         if isinstance(existing, Attributes):
-            return self._look_of(path, existing)
+            return self._looks.of(path, existing)
         base = await self._removals.exhume(path)
         await self._clear(path)
         entry = self._floors.spool.at(path)
@@ -287,14 +283,18 @@ class RemoteWing(Wing):
             )
             entry.hold = self.is_temporary(path)
             self._floors.spool.enter(entry)
-        return self._look_of_entry(entry)
+        return self._looks.of_entry(entry)
 
     async def _existing(self, path: RemotePath, flags: int) -> Attributes | SpoolEntry | None:
         """What is already at a name that is to be created. O_EXCL asks the cluster once, unless
         the name is a temporary that stays here."""
         if flags & os.O_EXCL and not self.is_temporary(path):
-            stat = await self._namespace.find(path)
-            return self._catalog.attributes_of(stat) if stat is not None else None
+            try:
+                stat = await self._namespace.find(path)
+            except Unreachable:  # writes queue; a name that is taken becomes a conflict copy
+                log.info("%s is created without asking the cluster", path)
+            else:
+                return self._catalog.attributes_of(stat) if stat is not None else None
         try:
             return await self._find(path)
         except NotFound:
@@ -322,7 +322,7 @@ class RemoteWing(Wing):
             raise Exists(path)
         await self._require_writable(parent)
         await self._clear(path)
-        return self._look_of(path, await self._namespace.make_directory(path, permissions))
+        return self._looks.of(path, await self._namespace.make_directory(path, permissions))
 
     async def symlink(self, parent: Node, name: str, target: str) -> Look:
         path = join(self.path(parent), name)
@@ -330,7 +330,7 @@ class RemoteWing(Wing):
             raise Exists(path)
         await self._require_writable(parent)
         await self._clear(path)
-        return self._look_of(path, await self._namespace.symlink(target, path))
+        return self._looks.of(path, await self._namespace.symlink(target, path))
 
     async def link(self, node: Node, new_parent: Node, new_name: str) -> Look:
         source, target = self.path(node), join(self.path(new_parent), new_name)
@@ -341,7 +341,7 @@ class RemoteWing(Wing):
             raise Exists(target)
         await self._require_writable(new_parent)
         await self._clear(target)
-        return self._look_of(target, await self._namespace.link(source, target))
+        return self._looks.of(target, await self._namespace.link(source, target))
 
     async def readlink(self, node: Node) -> str:
         path = self.path(node)
@@ -394,8 +394,8 @@ class RemoteWing(Wing):
     # Attributes.
 
     async def change(self, node: Node, changes: Changes, handle: OpenFile | None) -> Look:
-        if (changes.uid is not None and changes.uid != self._uid) or (
-            changes.gid is not None and changes.gid != self._gid
+        if (changes.uid is not None and changes.uid != self._looks.uid) or (
+            changes.gid is not None and changes.gid != self._looks.gid
         ):
             look = await self.look(node)
             if changes.uid not in (None, look.uid) or changes.gid not in (None, look.gid):
@@ -467,7 +467,7 @@ class RemoteWing(Wing):
         found = {"user.f7tfs.remote_path": str(path)}
         entry = self._floors.spool.at(path)
         if entry is not None:
-            found["user.f7tfs.state"] = _STATE_WORDS[entry.state]
+            found["user.f7tfs.state"] = STATE_WORDS[entry.state]
             if entry.error:
                 found["user.f7tfs.error"] = entry.error
             if entry.ticket:
@@ -480,18 +480,3 @@ class RemoteWing(Wing):
             cached = content is not None and content.is_complete
             found["user.f7tfs.state"] = "cached" if cached else "remote"
         return found
-
-
-_STATE_WORDS = {
-    State.OPEN: "dirty",
-    State.HELD: "held",
-    State.QUEUED: "dirty",
-    State.UPLOADING: "uploading",
-    State.STUCK: "stuck",
-    State.GONE: "cached",
-}
-NOBODY = 65534
-
-
-def _number(ident: int | None) -> int:
-    return NOBODY if ident is None else ident
