@@ -482,7 +482,7 @@ class TreeDoor(Door):
 
         async def work() -> Handle:
             exclusive = bool(flags & os.O_EXCL)
-            async with self._walked(path, follow=not exclusive) as (parent, name, node, look):
+            async with self._walked(path, follow=not exclusive) as (parent, name, node, _):
                 if node is None:
                     if not flags & os.O_CREAT:
                         raise NotFound(name)
@@ -522,9 +522,7 @@ class TreeDoor(Door):
 
         return self._on(path, work, follow=follow)
 
-    def _in_parent(
-        self, path: Path_, work: Callable[[Node, str, Node | None], Awaitable[T]]
-    ) -> T:
+    def _in_parent(self, path: Path_, work: Callable[[Node, str, Node | None], Awaitable[T]]) -> T:
         async def whole() -> T:
             async with self._walked(path, follow=False) as (parent, name, node, _):
                 return await work(parent, name, node)
@@ -553,9 +551,11 @@ class TreeDoor(Door):
     def rename(self, source: Path_, target: Path_, *, noreplace: bool = False) -> None:
         async def work() -> None:
             async with (
-                self._walked(source, follow=False) as (parent, name, _, _),
+                self._walked(source, follow=False) as (parent, name, node, _),
                 self._walked(target, follow=False) as (new_parent, new_name, _, _),
             ):
+                if node is None:
+                    raise NotFound(name)  # the kernel looked it up, and asks no more
                 await self.mounted.tree.rename(
                     parent.ino, name, new_parent.ino, new_name, replace=not noreplace
                 )

@@ -32,7 +32,9 @@ CHECKOUT = Path(__file__).parent.parent
 START_DEADLINE = 30.0
 CALL_DEADLINE = 25.0
 END_DEADLINE = 40.0
-_TROUBLE = re.compile(r" (WARNING|ERROR|CRITICAL) |Traceback|^\w*Error:|^\w*Exception:|asyncio|trio\.")
+_TROUBLE = re.compile(
+    r" (WARNING|ERROR|CRITICAL) |Traceback|^\w*Error:|^\w*Exception:|asyncio|trio\."
+)
 _LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (?P<level>\w+) +(?P<text>.*)$")
 
 
@@ -85,7 +87,8 @@ class Mount:
     ) -> None:
         self.remote = remote
         self.system, _, self.remote_path = remote.partition(":")
-        self.folder = Path(tempfile.mkdtemp(prefix="f7tfs-mount-"))
+        # Not below /tmp: vim makes no backups there, and hides what it does elsewhere (FUSE.md).
+        self.folder = Path(tempfile.mkdtemp(prefix="f7tfs-mount-", dir="/var/tmp"))
         self.path = self.folder / "mnt"
         self.path.mkdir()
         self.options: dict[str, Any] = {"writeback_delay": 0.2, **(options or {})}
@@ -194,7 +197,9 @@ class Mount:
         except subprocess.TimeoutExpired:
             raise self._abort(f"the daemon did not end within {deadline:.0f} s") from None
 
-    def umount(self, *arguments: str, deadline: float = END_DEADLINE) -> subprocess.CompletedProcess[str]:
+    def umount(
+        self, *arguments: str, deadline: float = END_DEADLINE
+    ) -> subprocess.CompletedProcess[str]:
         """`f7tfs umount`; looks that no mount and no daemon is left if it says 0."""
         done = self.f7tfs("umount", str(self.path), *arguments, deadline=deadline)
         if done.returncode == 0:
@@ -217,7 +222,10 @@ class Mount:
     def _take_away(self) -> None:
         if self.is_mounted:
             subprocess.run(
-                ["fusermount3", "-uz", str(self.path)], capture_output=True, timeout=CALL_DEADLINE
+                ["fusermount3", "-uz", str(self.path)],
+                check=False,
+                capture_output=True,
+                timeout=CALL_DEADLINE,
             )
 
     def _abort(self, what: str) -> Hung:
@@ -246,7 +254,9 @@ class Mount:
 
     # Using.
 
-    def call(self, function: Callable[..., T], *arguments: Any, deadline: float = CALL_DEADLINE) -> T:
+    def call(
+        self, function: Callable[..., T], *arguments: Any, deadline: float = CALL_DEADLINE
+    ) -> T:
         """A system call in the mount, in a thread that a hang cannot take the suite along with."""
         done = self._threads.run(function, arguments)
         try:
@@ -292,12 +302,15 @@ class Mount:
         )
         if check and done.returncode != 0:
             raise AssertionError(
-                f"{command!r}: status {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
+                f"{command!r}: status {done.returncode}\n{done.stdout[-1500:]}"
+                f"\n{done.stderr[-1500:]}"
                 f"\nlog: {self.log()[-2500:]}"
             )
         return done
 
-    def f7tfs(self, *words: str, deadline: float = END_DEADLINE) -> subprocess.CompletedProcess[str]:
+    def f7tfs(
+        self, *words: str, deadline: float = END_DEADLINE
+    ) -> subprocess.CompletedProcess[str]:
         """The command line in the environment of this mount; any exit code."""
         process = subprocess.Popen(
             [sys.executable, "-m", "f7tfs", *words],
@@ -397,7 +410,8 @@ class Mount:
         """After everything was uploaded: no dirty bytes on this disk, none in open descriptors."""
 
         def left() -> list[Path]:
-            return [file for file in self.spool_files() if file.suffix != ".script"]
+            files = [file for file in self.spool_files() if file.suffix != ".script"]
+            return [f for f in files if f.parent.name == "spool" and "set-aside" not in str(f)]
 
         # What was unlinked or replaced during its upload goes when that attempt has noticed.
         wait_until(lambda: not left(), f"the spool to become empty: {left()}", 5.0)
@@ -423,7 +437,9 @@ class _Caller:
         self._lock = threading.Lock()
         self._threads = 0
 
-    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> queue.SimpleQueue[Any]:
+    def run(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> queue.SimpleQueue[Any]:
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with self._lock:
             if self._idle == 0:

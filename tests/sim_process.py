@@ -34,6 +34,8 @@ class Simulator:
         self.process = process
         self.info = info
         self.url = info["firecrest_url"]
+        self.v2_url = info.get("firecrest_v2_url", "")
+        """Of the v2 server, if there is one: with api="v2" and api="both"."""
         self.root = Path(info["root"])
         self.home = Path(info["home"])
         self.scratch = Path(info["scratch"])
@@ -114,6 +116,44 @@ class Simulator:
         if answered.get("content-type", "").startswith("application/json"):
             return status, answered, json.loads(content)
         return status, answered, content
+
+    def v2(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        body: Any = None,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, dict[str, str], Any]:
+        """A v2 call with a query and perhaps a JSON body; JSON is decoded, 204 is None."""
+        sent = {"Authorization": f"Bearer {token or self.token()}", **(headers or {})}
+        path = f"{urlsplit(self.v2_url).path}{path}"
+        if params:
+            path += f"?{urlencode(params)}"
+        content = None
+        if isinstance(body, bytes):
+            content = body
+        elif body is not None:
+            content = json.dumps(body).encode()
+            sent["Content-Type"] = "application/json"
+        status, answered, raw = self.request(method, path, body=content, headers=sent)
+        if answered.get("content-type", "").startswith("application/json"):
+            return status, answered, json.loads(raw) if raw else None
+        return status, answered, raw
+
+    def system_state(self, name: str, state: str) -> None:
+        """Of v2's login nodes: up, refused (not noticed yet) or down (503)."""
+        self._control("POST", "system", {"name": name, "state": state})
+
+    def hold_jobs(self, held: bool) -> None:
+        """While they are held, no job starts."""
+        self._control("POST", "jobs", {"hold": held})
+
+    def injections(self) -> list[str]:
+        """Commands that a path would have run besides the v2 server's own."""
+        return list(self._control("GET", "injections")["injections"])
 
     def wait_task(self, ident: str, *states: str, deadline: float = 20.0) -> dict[str, Any]:
         """Poll a task until it is in one of the states; the record."""

@@ -14,20 +14,21 @@ from t3_scenarios import refused
 
 GOOD = [
     "sp ace", " lead", "trail ", "-dash", "--help", "ünïcode-☃", "emoji😀", "star*", "ques?",
-    "dollar$HOME", "$(touch pwned)", "hash#1", "~tilde", "per%20cent", "plus+", "eq=", "comma,x",
+    "dollar$HOME", "hash#1", "~tilde", "per%20cent", "plus+", "eq=", "comma,x",
     "colon:x", "at@x", "brace{a,b}", "brack[1]", "excl!", "caret^", "x" * 255, "ä" * 127, "..dots",
-    "a -> b", "nbsp\xa0x", "No such file",
+    "nbsp\xa0x",
 ]  # fmt: skip
 BAD = [
     "two  spaces", "quo'te", 'dq"uote', "paren(1)", "amp&er", "semi;colon", "pipe|x", "lt<", "gt>",
-    "back\\slash", "tick`x", "new\nline", "tab\tx", "esc\x1b[31m",
+    "back\\slash", "tick`x", "new\nline", "tab\tx", "esc\x1b[31m", "a -> b",
+    "$(touch pwned)",
 ]  # fmt: skip
 # A neighbour that a careless client would hit instead.
 NEIGHBOURS = {
     "two  spaces": "two spaces", "semi;colon": "semi", "amp&er": "amp", "pipe|x": "pipe",
     "quo'te": "quote", 'dq"uote': "dquote", "paren(1)": "paren", "new\nline": "new",
     "back\\slash": "backslash", "gt>": "gt", "lt<": "lt", "tick`x": "tick", "tab\tx": "tab x",
-    "esc\x1b[31m": "esc",
+    "esc\x1b[31m": "esc", "a -> b": "a", "$(touch pwned)": "pwned",
 }  # fmt: skip
 
 
@@ -200,3 +201,11 @@ def test_a_directory_that_holds_no_such_file(door: Door, far: Any) -> None:
     assert set(door.listdir("poisoned")) == {"cannot open", "other"}
     assert door.read("poisoned/other") == b"y"
     assert door.read("poisoned/cannot open") == b"x"
+
+
+def test_chmod_of_a_poisoned_name(door: Door, far: Any) -> None:
+    """v1 FACTS §2: a success whose output holds these words is reported as an error."""
+    far.write("No such file", b"x", 0o644)
+    door.chmod("No such file", 0o600)
+    assert door.stat("No such file").permissions == 0o600
+    assert far.mode("No such file") == 0o600

@@ -19,7 +19,7 @@ def parse(arguments: list[str] | None = None) -> SimOptions:
     add = parser.add_argument
     add("--root", type=Path, required=True, help="the folder that is the cluster's disk")
     add("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
-    add("--api", default="v1", choices=["v1"])
+    add("--api", default="v1", choices=["v1", "v2", "both"])
     add("--user", help="account for commands and jobs (root only)")
     add("--state", type=Path, help="where staged objects live (default: temporary)")
     add("--server-version", metavar="X.Y.Z")
@@ -33,8 +33,16 @@ def parse(arguments: list[str] | None = None) -> SimOptions:
         ("min-job-age", "how long the queue remembers finished jobs"),
         ("kill-wait", "from SIGTERM to SIGKILL of a cancelled job"),
         ("acct-lag", "how long accounting lags behind"),
+        ("start-delay", "from a job's submission to its start"),
+        ("ingest-sleep", "v2: between two looks of an ingest job for its object"),
+        ("transfer-cost", "v2: how long a transfer request blocks all others"),
+        ("job-hidden", "v2: how long a job is not found after its submission"),
     ):
         add(f"--{name}", type=float, metavar="SECONDS", help=words)
+    add("--v2-version", metavar="X.Y.Z", help="v2: whose spellings to use")
+    add("--max-sessions", type=int, help="v2: simultaneous commands of a user")
+    add("--time-zone", metavar="NAME", help="v2: of the login nodes")
+    add("--part-size", type=int, metavar="BYTES", help="v2: of staged uploads")
     add("--slots", type=int, help="jobs that run at the same time")
     add("--no-wrapper", dest="collapse_spaces", action="store_false", default=None)
     given = vars(parser.parse_args(arguments))

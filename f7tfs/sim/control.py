@@ -2,12 +2,14 @@
 
 - GET /_sim/health
 - GET /_sim/calls: {"calls": {"GET /tasks/{id}": 3, ...}, "total", "tokens",
-  "object_store": {"bytes_in", "bytes_out", "GET", "POST"}}; POST /_sim/calls/reset
+  "object_store": {"bytes_in", "bytes_out", "GET", "POST", "PUT"}}; POST /_sim/calls/reset
 - GET /_sim/log?last=N: the last N requests with method, path, params and status
 - POST /_sim/sweep: look for staged uploads now; answers when the downloads it began have ended
 - GET /_sim/tasks/{id}: {"states": [...]}, every state as GET /tasks/{id} would have shown it
+- POST /_sim/jobs: JSON {"hold": true}: no job starts until {"hold": false}
 - POST /_sim/token: JSON {"user", "lifetime", "scope"}, any of them; mints any token
 - POST, GET, DELETE /_sim/faults: see f7tfs.sim.faults
+- with v2: POST /_sim/system, GET and DELETE /_sim/injections, see f7tfs.sim.v2.status
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from starlette.routing import Route
 from f7tfs.sim.gate import Gate
 from f7tfs.sim.objects import ObjectStore
 from f7tfs.sim.replies import reply
+from f7tfs.sim.scheduler import Scheduler
 from f7tfs.sim.tasks import TaskBook
 from f7tfs.sim.tokens import SCOPE, Tokens
 
@@ -32,6 +35,7 @@ class Control:
         tokens: Tokens,
         book: TaskBook,
         sweep: Callable[[], Awaitable[None]],
+        scheduler: Scheduler,
         user: str,
     ) -> None:
         self.gate: Gate | None = None
@@ -40,6 +44,7 @@ class Control:
         self._tokens = tokens
         self._book = book
         self._sweep = sweep
+        self._scheduler = scheduler
         self._user = user
 
     def routes(self) -> list[Route]:
@@ -50,6 +55,7 @@ class Control:
             Route("/_sim/log", self._log, methods=["GET"]),
             Route("/_sim/sweep", self._sweep_now, methods=["POST"]),
             Route("/_sim/tasks/{ident}", self._task, methods=["GET"]),
+            Route("/_sim/jobs", self._jobs, methods=["POST"]),
             Route("/_sim/token", self._token, methods=["POST"]),
             Route("/_sim/faults", self._add_faults, methods=["POST"]),
             Route("/_sim/faults", self._faults, methods=["GET"]),
@@ -99,6 +105,10 @@ class Control:
         url = f"/tasks/{request.path_params['ident']}"
         states = [] if task is None else [task.record(s) | {"task_url": url} for s in task.history]
         return reply({"states": states})
+
+    async def _jobs(self, request: Request) -> Response:
+        self._scheduler.hold(bool((await request.json())["hold"]))
+        return reply({})
 
     async def _token(self, request: Request) -> Response:
         wish = await request.json()

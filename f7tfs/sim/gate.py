@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -19,6 +20,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+DROP_MARK = (b"x-sim-drop", b"1")
+"""A header that is not sent: the connection is closed after the reply (v2 FACTS §1)."""
 _LOG_LENGTH = 10000
 _KEPT_BODY = 6 << 20
 """Bigger bodies are not looked into."""
@@ -28,6 +31,7 @@ _PART_FILE = re.compile(rb'filename="([^"]*)"')
 _IDS = (
     (re.compile(r"^/tasks/(?!status$)[^/]+$"), "/tasks/{id}"),
     (re.compile(r"^/compute/jobs/(?!upload$|path$)[^/]+$"), "/compute/jobs/{id}"),
+    (re.compile(r"^((?:/v2)?/compute/[^/]+/jobs)/[^/]+"), r"\1/{id}"),
     (re.compile(r"^/status/(services|systems|filesystems)/[^/]+$"), r"/status/\1/{id}"),
 )
 
@@ -72,10 +76,15 @@ class Gate:
         self.log.append(entry)
         text = f"{path}?" + "&".join(f"{name}={value}" for name, value in fields)
         fault = self.faults.choose((kind, place), text)
+        drop = False
 
         async def noted(message: Message) -> None:
+            nonlocal drop
             if message["type"] == "http.response.start":
                 entry["status"] = message["status"]
+                drop = DROP_MARK in message["headers"]
+                kept = [pair for pair in message["headers"] if pair != DROP_MARK]
+                message = {**message, "headers": kept}
             await send(message)
 
         if fault is None:
@@ -83,6 +92,8 @@ class Gate:
         else:
             entry["fault"] = fault.id
             await self._strike(fault, scope, receive, noted)
+        if drop:
+            await self._cut(scope)
 
     def _count(self, kind: str, path: str, method: str) -> None:
         if kind == "token":
@@ -179,9 +190,12 @@ async def _read_ahead(receive: Receive) -> tuple[Receive, bytes]:
 
 
 def _fields_of(scope: Scope, body: bytes) -> list[tuple[str, str]]:
-    """Names and values of a form, for the log and the faults; file parts by their file name."""
+    """Names and values of a form or a JSON object, for the log and the faults; file parts by
+    their file name."""
     headers = dict(scope["headers"])
     kind: bytes = headers.get(b"content-type", b"")
+    if kind.startswith(b"application/json"):
+        return _fields_of_json(body)
     if kind.startswith(b"application/x-www-form-urlencoded"):
         return parse_qsl(body.decode(errors="replace"), True)
     if not kind.startswith(b"multipart/form-data") or b"boundary=" not in kind:
@@ -194,4 +208,21 @@ def _fields_of(scope: Scope, body: bytes) -> list[tuple[str, str]]:
         if name:
             value = file[1] if file else content.removesuffix(b"\r\n")[:4096]
             fields.append((name[1].decode(errors="replace"), value.decode(errors="replace")))
+    return fields
+
+
+def _fields_of_json(body: bytes) -> list[tuple[str, str]]:
+    """Those of inner objects as well, by their own names."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return []
+    fields: list[tuple[str, str]] = []
+    objects = [value] if isinstance(value, dict) else []
+    while objects:
+        for name, inner in objects.pop().items():
+            if isinstance(inner, dict):
+                objects.append(inner)
+            else:
+                fields.append((name, inner if isinstance(inner, str) else json.dumps(inner)))
     return fields

@@ -35,7 +35,7 @@ _MAX_OBJECT = 5 << 30
 class Traffic:
     bytes_in: int = 0
     bytes_out: int = 0
-    methods: dict[str, int] = field(default_factory=lambda: {"GET": 0, "POST": 0})
+    methods: dict[str, int] = field(default_factory=lambda: {"GET": 0, "POST": 0, "PUT": 0})
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,18 @@ class ObjectStore:
     def form(self, bucket: str, key: str) -> tuple[str, dict[str, str]]:
         return f"{self._origin}{self._prefix}/{bucket}", self._signer.form(bucket, key)
 
-    def link(self, bucket: str, key: str) -> str:
+    def link(
+        self, bucket: str, key: str, method: str = "GET", extra: Mapping[str, str] | None = None
+    ) -> str:
         path = quote(f"{self._prefix}/{bucket}/{key}", safe="/-_.~")
-        return self._signer.link(self._origin, self._host, path)
+        return self._signer.link(self._origin, self._host, path, method, extra)
+
+    def check(self, request: Request) -> None:
+        """Denied, unless the request's link was signed for its method and is not too old."""
+        raw = request.scope["raw_path"].decode("latin-1")
+        path = quote(unquote(raw), safe="/-_.~")
+        host = request.headers.get("host", "")
+        self._signer.check_link(request.method, host, path, request.url.query)
 
     def check_form(self, bucket: str, fields: Mapping[str, str]) -> None:
         self._signer.check_form(bucket, fields)
@@ -81,7 +90,7 @@ class ObjectStore:
         return tempfile.NamedTemporaryFile(dir=self._folder, delete=False)
 
     def adopt(self, bucket: str, key: str, file: IO[bytes], md5: str | None = None) -> Stored:
-        """Make a filled file an object, at once and whole."""
+        """Make a filled file an object, at once and whole. `md5`: its ETag, if it is known."""
         file.flush()
         path = Path(file.name)
         status = path.stat()
@@ -108,12 +117,8 @@ class ObjectStore:
 
     async def _get(self, request: Request) -> Response:
         self.traffic.methods["GET"] += 1
-        raw = request.scope["raw_path"].decode("latin-1")
-        path = quote(unquote(raw), safe="/-_.~")
         try:
-            self._signer.check_link(
-                request.method, request.headers.get("host", ""), path, request.url.query
-            )
+            self.check(request)
         except Denied as denial:
             return xml_error(403, denial.code, str(denial))
         bucket, key = request.path_params["bucket"], request.path_params["key"]

@@ -40,16 +40,51 @@ class SimOptions:
     object_store_expiry: float = 604800.0
     """F7T_STORAGE_TEMPURL_EXP_TIME of forms and links."""
     token_lifetime: float = 300.0
-    slots: int = 2
-    """Jobs that run at the same time."""
+    slots: int | None = None
+    """Jobs that run at the same time; None = 2, and 16 where v2 is served (its transfers are jobs,
+    and some sleep)."""
     min_job_age: float = 300.0
     """Slurm forgets a finished job after this time; until then squeue --jobs says nothing (§9)."""
     kill_wait: float = 2.0
     """From SIGTERM to SIGKILL when a job is cancelled (Slurm's default is 30)."""
     acct_lag: float = 0.0
     """How long sacct shows name "allocation", user root after a job's start and end (§9)."""
+    start_delay: float | None = None
+    """From the submission of a job to its start; None = 0, and 1 where v2 is served: who uploads
+    faster than that escapes the ingest job's sleep (v2 FACTS §7)."""
     collapse_spaces: bool = True
     """Run commands through the site's shell wrapper, which folds runs of spaces (§3)."""
+
+    v2_version: str = "2.5.7"
+    """Which release's spellings v2 has (v2 FACTS §12); the header says 2.x.x whatever it is."""
+    ingest_sleep: float = 60.0
+    """How long an ingest job sleeps between two looks for its object (v2 FACTS §7)."""
+    max_sessions: int = 10
+    """sshd's MaxSessions, for each user and login node; one more is 424 (v2 FACTS §2)."""
+    time_zone: str = "UTC"
+    """Of v2's login nodes: their `ls` shows local time (v2 FACTS §3)."""
+    part_size: int | None = None
+    """Of v2's staged uploads; None = 1 GiB, 8 MiB on cluster-utf8."""
+    transfer_cost: float = 0.0
+    """How long a transfer request of v2 blocks the server's one event loop (recorded: 0.3)."""
+    job_hidden: float = 0.0
+    """How long v2 answers 404 for a job after its submission (v2 FACTS §7)."""
+
+    @property
+    def serves_v1(self) -> bool:
+        return self.api in {"v1", "both"}
+
+    @property
+    def serves_v2(self) -> bool:
+        return self.api in {"v2", "both"}
+
+    @property
+    def job_slots(self) -> int:
+        return self.slots if self.slots is not None else 16 if self.serves_v2 else 2
+
+    @property
+    def job_delay(self) -> float:
+        return self.start_delay if self.start_delay is not None else float(self.serves_v2)
 
     @property
     def expiry_text(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 PARTITIONS = ("part01", "xfer")
@@ -11,14 +12,15 @@ NODES = 16
 """The cluster has so many; a job that wants more waits for ever, as on a real one."""
 
 _NO_SHEBANG = (
-    "sbatch: error: This does not look like a batch script.  The first"
-    "sbatch: error: line must start with #! followed by the path to an interpreter."
-    "sbatch: error: For instance: #!/bin/sh"
+    "sbatch: error: This does not look like a batch script.  The first",
+    "sbatch: error: line must start with #! followed by the path to an interpreter.",
+    "sbatch: error: For instance: #!/bin/sh",
 )
 _DOS = (
-    r"sbatch: error: Batch script contains DOS line breaks (\r\n)"
-    r"sbatch: error: instead of expected UNIX line breaks (\n)."
+    r"sbatch: error: Batch script contains DOS line breaks (\r\n)",
+    r"sbatch: error: instead of expected UNIX line breaks (\n).",
 )
+_FEATURES = {"f7t"}
 _LONG = {
     "J": "job-name",
     "o": "output",
@@ -30,12 +32,19 @@ _LONG = {
     "n": "ntasks",
     "d": "dependency",
     "a": "array",
+    "A": "account",
+    "C": "constraint",
+    "H": "hold",
 }
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?$")
 
 
 class SbatchError(Exception):
-    """sbatch's stderr, its lines glued together as FirecREST glues them."""
+    """sbatch's stderr; as text its lines are glued together, as FirecREST v1 glues them."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("".join(lines))
+        self.stderr = "".join(f"{line}\n" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -53,29 +62,36 @@ class Directives:
     ntasks: int = 1
     dependency: str | None = None
     array: tuple[int, ...] = ()
+    hold: bool = False
+    account: str | None = None
 
 
-def read(script: bytes) -> Directives:
+def read(script: bytes, given: Mapping[str, str] | None = None) -> Directives:
+    """`given` are the options of the command line: they win over the script's."""
     if not script.startswith(b"#!"):
-        raise SbatchError(_NO_SHEBANG)
+        raise SbatchError(*_NO_SHEBANG)
     if b"\r\n" in script:
-        raise SbatchError(_DOS)
+        raise SbatchError(*_DOS)
     lines = script.decode(errors="replace").split("\n")
     interpreter = tuple(lines[0][2:].split(maxsplit=1))
     if not interpreter:
-        raise SbatchError(_NO_SHEBANG)
+        raise SbatchError(*_NO_SHEBANG)
     said: dict[str, str] = {}
     for line in lines[1:]:
         if line.startswith("#SBATCH"):
             said.update(_options(line.removeprefix("#SBATCH")))
         elif line.strip() and not line.lstrip().startswith("#"):
             break  # directives after the first command are comments
+    said.update(given or {})
     partition = said.get("partition", PARTITIONS[0])
     if partition not in PARTITIONS:
         raise SbatchError(
-            f"sbatch: error: invalid partition specified: {partition}"
-            "sbatch: error: Batch job submission failed: Invalid partition name specified"
+            f"sbatch: error: invalid partition specified: {partition}",
+            "sbatch: error: Batch job submission failed: Invalid partition name specified",
         )
+    if not set(said.get("constraint", "f7t").split("&")) <= _FEATURES:
+        text = "sbatch: error: Batch job submission failed: Invalid feature specification"
+        raise SbatchError(text)
     return Directives(
         interpreter,
         said.get("job-name"),
@@ -88,6 +104,8 @@ def read(script: bytes) -> Directives:
         _number(said, "ntasks"),
         said.get("dependency"),
         _array(said.get("array")),
+        "hold" in said,
+        said.get("account"),
     )
 
 

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,8 @@ _FINE = {"afterok": {"COMPLETED"}, "afternotok": {"FAILED", "CANCELLED", "TIMEOU
 # Opens the files as the cluster's user, then becomes the script's interpreter.
 _LAUNCH = 'cd -- "$1" && exec >"$2" && exec 2>"$3" || exit 1; shift 3; exec "$@"'
 _LAUNCH_ONE = 'cd -- "$1" && exec >"$2" 2>&1 || exit 1; shift 3; exec "$@"'
+_LAUNCH_FAILED = 213
+"""No program's status, so that a failed launch can be told apart and become 0:53 (v2 FACTS §9)."""
 _SRUN = """#!/bin/bash
 while [[ $1 == -* ]]; do [[ $1 == -n || $1 == -N ]] && shift; shift; done
 program=$(type -P "$1"); shift
@@ -55,6 +57,13 @@ class Job:
     started: float | None = None
     ended: float | None = None
     exit_code: str = "0:0"
+    content: bytes = b""
+    strict: bool = False
+    """Whether a launch that failed shows as Slurm's 0:53, as v2 recorded it."""
+    body: Callable[[Job], Awaitable[int]] | None = None
+    """What it does instead of running its script; the result is its exit status."""
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Of the body."""
     process: trio.Process | None = None
     gone: trio.Event = field(default_factory=trio.Event)
     """Its processes have ended, or it never had any."""
@@ -78,6 +87,7 @@ class Scheduler:
         self._spawn = spawn
         self._jobs: dict[int, Job] = {}
         self._next = FIRST_ID
+        self._held = False
         self._tools = spool / "bin"
         self._tools.mkdir(mode=0o755, exist_ok=True)
         srun = self._tools / "srun"
@@ -93,9 +103,15 @@ class Scheduler:
         script: str,
         content: bytes,
         environment: Mapping[str, str],
+        given: Mapping[str, str] | None = None,
+        body: Callable[[Job], Awaitable[int]] | None = None,
     ) -> list[Job]:
-        """One job, or the elements of an array. SbatchError in sbatch's words."""
-        directives = read(content)
+        """One job, or the elements of an array. SbatchError in sbatch's words.
+
+        `given` are sbatch's own options, which v2 uses (None: v1, which has none); `body` is done
+        instead of the script.
+        """
+        directives = read(content, given)
         if directives.dependency is not None:
             self._check_dependency(directives.dependency)
         base = self._next
@@ -107,7 +123,9 @@ class Scheduler:
             copy = self._spool / f"{job.id}"
             copy.write_bytes(content)
             copy.chmod(0o755)
+            job.content, job.strict, job.body = content, given is not None, body
             self._jobs[job.id] = job
+            job.reason = self._obstacle(job)
             made.append(job)
         self._spawn(self._schedule_soon)
         return made
@@ -183,11 +201,18 @@ class Scheduler:
         """Slurm's state changes at once; the processes get SIGTERM, then SIGKILL."""
         running = job.state == "RUNNING"
         self._finish(job, "CANCELLED")
-        if running and job.process is not None:
+        if running and job.body is not None:
+            job.scope.cancel()
+        elif running and job.process is not None:
             self._farewell(job, "CANCELLED AT {} ***")
             self._spawn(self._terminate, job)
         else:
             job.gone.set()
+
+    def hold(self, held: bool) -> None:
+        """While it is held no job starts: for tests that want to be first."""
+        self._held = held
+        self._schedule()
 
     def kill_all(self) -> None:
         for job in self._jobs.values():
@@ -197,22 +222,28 @@ class Scheduler:
     # -- running
 
     async def _schedule_soon(self) -> None:
+        await trio.sleep(self._cluster.options.job_delay)
         self._schedule()
 
     def _schedule(self) -> None:
+        if self._held:
+            return
         busy = sum(1 for job in self._jobs.values() if job.started and not job.gone.is_set())
         for job in self._jobs.values():
-            if job.state != "PENDING":
+            waited = time.time() - job.submitted
+            if job.state != "PENDING" or waited < self._cluster.options.job_delay * 0.99:
                 continue
             job.reason = self._obstacle(job)
-            if job.reason == "None" and busy < self._cluster.options.slots:
+            if job.reason == "None" and busy < self._cluster.options.job_slots:
                 busy += 1
                 job.state, job.started = "RUNNING", time.time()
-                self._spawn(self._run, job)
+                self._spawn(self._run if job.body is None else self._run_body, job)
             elif job.reason == "None":
                 job.reason = "Resources"
 
     def _obstacle(self, job: Job) -> str:
+        if job.directives.hold:
+            return "JobHeldUser"
         if job.directives.nodes > NODES:
             return "PartitionConfig"
         for kind, numbers in re.findall(r"(after\w+)((?::\d+)+)", job.directives.dependency or ""):
@@ -251,6 +282,8 @@ class Scheduler:
     async def _run(self, job: Job) -> None:
         copy = str(self._spool / str(job.id))
         launch = _LAUNCH_ONE if job.error == job.output else _LAUNCH
+        if job.strict:
+            launch = launch.replace("exit 1", f"exit {_LAUNCH_FAILED}")
         argv = ["bash", "-c", launch, "slurmstepd", job.folder, job.output, job.error]
         try:
             job.process = process = await trio.lowlevel.open_process(
@@ -274,6 +307,8 @@ class Scheduler:
             code = await process.wait()
             kill_session(process.pid)  # nothing of a job outlives it
             job.exit_code = f"{code}:0" if code >= 0 else f"0:{-code}"
+            if job.strict and code == _LAUNCH_FAILED:
+                job.exit_code = "0:53"
             self._finish(job, "COMPLETED" if code == 0 else "FAILED")
         finally:
             job.gone.set()
@@ -281,6 +316,23 @@ class Scheduler:
                 kill_session(job.process.pid)
             with contextlib.suppress(OSError):
                 os.unlink(copy)
+        self._schedule()
+
+    async def _run_body(self, job: Job) -> None:
+        assert job.body is not None
+        try:
+            code = 1
+            with trio.move_on_after(job.limit) as watch, job.scope:
+                code = await job.body(job)
+            if watch.cancelled_caught:
+                self._finish(job, "TIMEOUT")
+            job.exit_code = f"{code}:0" if code >= 0 else f"0:{-code}"
+            self._finish(job, "COMPLETED" if code == 0 else "FAILED")
+        finally:
+            self._finish(job, "FAILED")
+            job.gone.set()
+            with contextlib.suppress(OSError):
+                (self._spool / str(job.id)).unlink()
         self._schedule()
 
     def _finish(self, job: Job, state: str) -> None:

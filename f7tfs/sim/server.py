@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from f7tfs.sim.cluster import Cluster
 from f7tfs.sim.compute import Compute
@@ -41,7 +41,10 @@ from f7tfs.sim.storage import Storage
 from f7tfs.sim.tasks import TaskBook, TaskService
 from f7tfs.sim.tokens import TOKEN_PATH, Client, Tokens
 from f7tfs.sim.utilities import Utilities
+from f7tfs.sim.v2.app import V2
 
+V2_PREFIX = "/v2"
+"""Where v2 is when v1 is served as well."""
 _GRACE = 0.2
 """Seconds that requests under way get at the end."""
 
@@ -51,8 +54,8 @@ async def serve(options: SimOptions, *, ready: Callable[[dict[str, str]], None])
 
     SimError says in one sentence why it cannot start.
     """
-    if options.api != "v1":
-        raise SimError(f"the simulator speaks v1, not {options.api}")
+    if not (options.serves_v1 or options.serves_v2):
+        raise SimError(f"the simulator speaks v1, v2 or both, not {options.api}")
     cluster = Cluster(options)
     cluster.prepare()
     try:
@@ -112,18 +115,25 @@ class Site:
         self.scheduler = Scheduler(cluster, state / "spool", self.spawn)
         compute = Compute(cluster, tokens, book, self.scheduler, self.spawn)
         internal = InternalTransfers(cluster, book, compute, storage.service)
-        control = Control(store, tokens, book, storage.sweep, name)
-        routes = [
+        control = Control(store, tokens, book, storage.sweep, self.scheduler, name)
+        routes: list[BaseRoute] = [
             Route(TOKEN_PATH, tokens.endpoint, methods=["POST"]),
-            *Status(cluster, tokens, options.latency).routes(),
-            *TaskService(book, tokens, options.latency).routes(),
-            *Utilities(cluster, tokens, options.latency).routes(),
-            *storage.routes(),
-            *internal.routes(),
-            *compute.routes(),
             *store.routes(),
             *control.routes(),
         ]
+        if options.serves_v1:
+            routes += [
+                *Status(cluster, tokens, options.latency).routes(),
+                *TaskService(book, tokens, options.latency).routes(),
+                *Utilities(cluster, tokens, options.latency).routes(),
+                *storage.routes(),
+                *internal.routes(),
+                *compute.routes(),
+            ]
+        self._v2_prefix = V2_PREFIX if options.serves_v1 else ""
+        if options.serves_v2:
+            v2 = V2(cluster, tokens, store, self.scheduler, self._url, self._v2_prefix)
+            routes += [*v2.outer_routes, v2.mount]
         application = Starlette(
             routes=routes,
             exception_handlers={HTTPException: _unrouted, Exception: _broken},
@@ -134,7 +144,7 @@ class Site:
 
     def facts(self) -> dict[str, str]:
         name = self._cluster.users[0]
-        return {
+        facts = {
             "firecrest_url": self._url,
             "auth_token_url": f"{self._url}{TOKEN_PATH}",
             "client_id": self._client.client_id,
@@ -145,6 +155,9 @@ class Site:
             "scratch": str(self._cluster.scratch(name)),
             "user": name,
         }
+        if self._cluster.options.serves_v2:
+            facts["firecrest_v2_url"] = f"{self._url}{self._v2_prefix}"
+        return facts
 
     def spawn(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         """Background work that outlives its request; a fault in it is told, and ends only it."""

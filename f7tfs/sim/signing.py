@@ -48,17 +48,25 @@ class Signer:
 
     # -- links
 
-    def link(self, base: str, host: str, path: str) -> str:
-        """A GET link; `path` is percent-encoded already."""
+    def link(
+        self,
+        base: str,
+        host: str,
+        path: str,
+        method: str = "GET",
+        extra: Mapping[str, str] | None = None,
+    ) -> str:
+        """A link for one method; `path` is percent-encoded already."""
         stamp = time.strftime(_STAMP, time.gmtime())
         query = {
+            **(extra or {}),
             "X-Amz-Algorithm": ALGORITHM,
             "X-Amz-Credential": f"{self._access}/{self._scope(stamp[:8])}",
             "X-Amz-Date": stamp,
             "X-Amz-Expires": plain_number(self._expiry),
             "X-Amz-SignedHeaders": "host",
         }
-        signature = self._link_signature("GET", host, path, query)
+        signature = self._link_signature(method, host, path, query)
         return f"{base}{path}?{urlencode(query)}&X-Amz-Signature={signature}"
 
     def _link_signature(self, method: str, host: str, path: str, query: Mapping[str, str]) -> str:

@@ -20,6 +20,10 @@ TOKEN_PATH = "/auth/realms/sim/protocol/openid-connect/token"
 SCOPE = "firecrest profile email"
 
 
+class Expired(ValueError):
+    """A good token that is too old."""
+
+
 @dataclass(frozen=True)
 class Client:
     client_id: str
@@ -81,6 +85,21 @@ class Tokens:
         if "firecrest" not in scopes:
             raise refuse("Scope 'firecrest' wasn't found in JWT", status=401)
         return user
+
+    def verified(self, token: str) -> tuple[str, float]:
+        """User and expiry of a token, its scope aside. Expired, ValueError."""
+        try:
+            signed, _, signature = token.rpartition(".")
+            _, payload = signed.split(".")
+            claims = json.loads(_unpack(payload))
+            user, expiry = str(claims["preferred_username"]), float(claims["exp"])
+        except (KeyError, TypeError, AttributeError) as mistake:
+            raise ValueError(token) from mistake
+        if not hmac.compare_digest(signature.encode(), self._sign(signed).encode()):
+            raise ValueError(token)
+        if expiry < time.time():
+            raise Expired
+        return user, expiry
 
     async def endpoint(self, request: Request) -> Response:
         async with request.form() as form:

@@ -1,0 +1,459 @@
+"""The spool, the journal, the cache and the times overlay, with real files and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from f7tfs.content import spool as spool_module
+from f7tfs.content.cache import Cache
+from f7tfs.content.disk import Disk, copy_bytes, sha256_of, write_all
+from f7tfs.content.journal import Journal, LitterRecord, TimesRecord, UploadRecord
+from f7tfs.content.spool import ALLOWED, Spool, State
+from f7tfs.content.times import Times
+from f7tfs.errors import Busy, NoLocalSpace
+from f7tfs.model import Fingerprint, RemotePath
+
+PATH = RemotePath("/remote/file")
+
+
+class Box:
+    """A journal and a spool in a folder, opened again at will."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.open()
+
+    def open(self) -> None:
+        self.journal = Journal(self.folder, "key")
+        self.spool = Spool(self.folder, self.journal, Disk())
+        self.spool.load(set())
+
+    def close(self) -> None:
+        self.spool.close()
+        self.journal.close()
+
+    def again(self) -> None:
+        self.close()
+        self.open()
+
+    def file(self, path: RemotePath = PATH, content: bytes = b"content") -> Any:
+        entry = self.spool.new(path, base=None, permissions=0o640)
+        self.spool.enter(entry)
+        entry.write(0, content)
+        return entry
+
+    def run(self, function: Any, *arguments: Any) -> Any:
+        return trio.run(function, *arguments)
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    made = Box(tmp_path / "journal")
+    yield made
+    made.close()
+
+
+# The spool.
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(State, State)))
+def test_the_table_of_states(box: Box, before: State, after: State) -> None:
+    """HABITS 7: one gatekeeper; what the table does not allow is a bug and says so."""
+    entry = box.file()
+    entry.state = before
+    if after is before or after in ALLOWED[before]:
+        box.spool.move(entry, after)
+        assert entry.state is after
+    else:
+        with pytest.raises(AssertionError):
+            box.spool.move(entry, after)
+        assert entry.state is before
+    entry.state = State.OPEN
+
+
+def test_nothing_leaves_gone() -> None:
+    """A verified or unlinked file never comes back."""
+    assert ALLOWED[State.GONE] == set()
+    assert set(ALLOWED) == set(State)
+    assert all(State.GONE in after for before, after in ALLOWED.items() if before != State.GONE)
+
+
+def test_a_committed_file_comes_back(box: Box) -> None:
+    """Writing: "the bytes are fsynced in the local spool with a journal record"."""
+    base = Fingerprint(size=3, mtime=4, ino=5, ctime=6)
+    entry = box.spool.new(PATH, base=base, permissions=0o640)
+    box.spool.enter(entry)
+    entry.write(0, b"content")
+    entry.mtime_ns = 123_456_789
+    entry.temporary = RemotePath("/remote/.f7tfs-x")
+    entry.ticket, entry.form_sent = "task", True
+    box.run(box.spool.commit, entry)
+    box.spool.move(entry, State.QUEUED)
+    box.spool.check()
+    box.again()
+    (back,) = box.spool
+    assert (back.id, back.path, back.base, back.permissions) == (entry.id, PATH, base, 0o640)
+    assert (back.mtime_ns, back.temporary) == (123_456_789, "/remote/.f7tfs-x")
+    assert (back.ticket, back.form_sent, back.state) == ("task", True, State.QUEUED)
+    assert os.pread(back.fd, 100, 0) == b"content"
+    assert back.size == 7
+    box.spool.check()
+
+
+@pytest.mark.parametrize(("held", "stuck"), [(True, None), (False, "quota")])
+def test_states_that_survive(box: Box, held: bool, stuck: str | None) -> None:
+    """Held and stuck files are still that after a restart, with their reason."""
+    entry = box.file()
+    box.run(box.spool.commit, entry)
+    entry.hold = held
+    box.spool.move(entry, State.HELD if held else State.QUEUED)
+    if stuck:
+        entry.error = stuck
+        box.spool.move(entry, State.STUCK)
+    box.run(box.spool.save, entry)
+    box.again()
+    (back,) = box.spool
+    assert back.state is (State.HELD if held else State.STUCK)
+    assert back.error == stuck
+
+
+def test_a_file_that_nobody_closed_is_set_aside(box: Box) -> None:
+    """docs/decisions/0007: not uploaded, not deleted; an empty one is nothing."""
+    box.file(PATH, b"half")
+    box.file(RemotePath("/remote/empty"), b"")
+    box.again()
+    assert list(box.spool) == []
+    aside = list((box.folder / "spool" / "unclosed").iterdir())
+    assert [file.read_bytes() for file in aside] == [b"half"]
+
+
+def test_a_spool_file_without_record_was_finished(box: Box) -> None:
+    """A crash between dropping the record and removing the file leaves rubbish, not work."""
+    entry = box.file()
+    box.run(box.spool.commit, entry)
+    box.run(box.spool.drop_record, entry)
+    box.again()
+    assert list(box.spool) == []
+    assert [f for f in (box.folder / "spool").iterdir() if f.is_file()] == []
+
+
+def test_an_unlinked_file_lives_while_it_is_used(box: Box) -> None:
+    """Open handles keep the bytes; then file and descriptor are gone."""
+    entry = box.file()
+    box.spool.use(entry)
+    box.run(box.spool.commit, entry)
+    box.spool.unlink(entry)
+    assert box.spool.at(PATH) is None
+    assert os.pread(entry.fd, 100, 0) == b"content"
+    fd = entry.fd
+    box.spool.leave(entry)
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    assert not box.spool.file_of(entry.id).exists()
+
+
+def test_a_commit_after_the_unlink_brings_nothing_back(box: Box) -> None:
+    """fsync of an unlinked file leaves no record."""
+    entry = box.file()
+    box.spool.use(entry)
+    box.spool.unlink(entry)
+    box.run(box.spool.commit, entry)
+    box.spool.leave(entry)
+    assert box.journal.load(UploadRecord) == []
+
+
+def test_retarget_and_finding(box: Box) -> None:
+    """One entry a path; children and subtrees are found by it."""
+    one = box.file(RemotePath("/d/one"))
+    box.file(RemotePath("/d/sub/two"))
+    box.file(RemotePath("/dd/three"))
+    assert {name for name, _ in box.spool.children(RemotePath("/d"))} == {"one"}
+    assert {e.path for e in box.spool.within(RemotePath("/d"))} == {"/d/one", "/d/sub/two"}
+    box.spool.retarget(one, RemotePath("/d/new"))
+    assert box.spool.at(RemotePath("/d/one")) is None
+    assert box.spool.at(RemotePath("/d/new")) is one
+    with pytest.raises(AssertionError):
+        box.spool.retarget(one, RemotePath("/dd/three"))
+
+
+def test_a_full_disk_refuses_before_it_accepts(box: Box) -> None:
+    """Space: "writing reserves before it accepts"."""
+    with pytest.raises(NoLocalSpace):
+        box.spool.reserve(1 << 60)
+    box.spool.reserve(1 << 10)
+    assert spool_module.RESERVE > 0
+
+
+# The journal.
+
+
+def test_one_daemon_per_journal(box: Box) -> None:
+    """Writing: "One daemon per journal, by a lock"."""
+    with pytest.raises(Busy):
+        Journal(box.folder, "key")
+
+
+def test_all_or_nothing(box: Box) -> None:
+    """A write puts and drops in one transaction; the same id replaces."""
+    records = [LitterRecord(id=f"/{n}") for n in range(3)]
+    box.run(lambda: box.journal.write(*records))
+    box.run(
+        lambda: box.journal.write(
+            LitterRecord(id="/1", until=5.0), drop=((LitterRecord, "/0"), (LitterRecord, "/9"))
+        )
+    )
+    box.again()
+    assert box.journal.load(LitterRecord) == [LitterRecord(id="/1", until=5.0), records[2]]
+
+
+def test_a_record_is_durable_when_write_returns(box: Box) -> None:
+    """SQLite is told to sync at every commit, and a second reader sees the record at once."""
+    box.run(lambda: box.journal.write(LitterRecord(id="/x")))
+    with sqlite3.connect(box.folder / "journal.sqlite") as other:
+        assert other.execute("SELECT id FROM records").fetchall() == [("/x",)]
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "another key", "newer version"])
+def test_a_journal_that_cannot_be_used_is_set_aside(box: Box, damage: str) -> None:
+    """Journal: set aside whole with its spool, under a name that says so; nothing is dropped."""
+    entry = box.file()
+    box.run(box.spool.commit, entry)
+    box.close()
+    database = box.folder / "journal.sqlite"
+    key = "key"
+    if damage == "garbage":
+        database.write_bytes(b"garbage" * 5000)
+    elif damage == "truncated":
+        with sqlite3.connect(database) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.close()
+        os.truncate(database, 5000)
+    elif damage == "newer version":
+        with sqlite3.connect(database) as connection:
+            connection.execute("UPDATE about SET value = 99 WHERE name = 'version'")
+        connection.close()
+    else:
+        key = "somebody else's"
+    journal = Journal(box.folder, key)
+    assert journal.set_aside is not None
+    assert journal.load(UploadRecord) == []
+    assert (journal.set_aside / "spool" / entry.id).read_bytes() == b"content"
+    assert (journal.set_aside / "journal.sqlite").exists()
+    journal.close()
+    box.open()
+
+
+# The cache.
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Cache]:
+    made = Cache(tmp_path / "cache", Disk(), limit=1000, min_free=0)
+    yield made
+    made.close()
+
+
+def fill(cache: Cache, path: str, content: bytes, mtime: int = 1, *, racy: bool = False) -> Any:
+    file = cache.create(RemotePath(path), Fingerprint(size=len(content), mtime=mtime))
+    file.append(content)
+    cache.finish(file, racy=racy)
+    cache.check()
+    return file
+
+
+def find(cache: Cache, path: str, size: int, mtime: int = 1) -> Any:
+    return cache.find(RemotePath(path), Fingerprint(size=size, mtime=mtime))
+
+
+def reopened(cache: Cache) -> Cache:
+    cache.close()
+    return Cache(cache._directory, Disk(), limit=1000, min_free=0)
+
+
+def test_content_is_found_under_its_fingerprint_only(cache: Cache) -> None:
+    """Reading: "content in the local cache under the same fingerprint"."""
+    fill(cache, "/f", b"12345")
+    assert find(cache, "/f", 5).read(1, 3) == b"234"
+    assert find(cache, "/f", 5, mtime=2) is None
+    assert find(cache, "/f", 6) is None
+    assert find(cache, "/g", 5) is None
+    exact = Fingerprint(size=5, mtime=1, ino=7, ctime=8)
+    assert cache.find(RemotePath("/f"), exact) is not None  # agrees on what both sides have
+
+
+def test_a_newer_version_takes_the_place(cache: Cache) -> None:
+    """Cache: one version of a path; who pinned the old one reads on."""
+    old = fill(cache, "/f", b"old", 1)
+    cache.pin(old)
+    fill(cache, "/f", b"new!", 2)
+    assert find(cache, "/f", 3, 1) is None
+    assert find(cache, "/f", 4, 2).read(0, 10) == b"new!"
+    assert old.read(0, 10) == b"old"
+    cache.unpin(old)
+    assert old.fd == -1
+    assert len(cache) == 1
+
+
+def test_the_least_recently_used_goes_first(cache: Cache) -> None:
+    """Space: clean cache is evicted, what is pinned never."""
+    fill(cache, "/a", bytes(400))
+    fill(cache, "/b", bytes(400))
+    assert find(cache, "/a", 400)
+    fill(cache, "/c", bytes(400))
+    assert find(cache, "/b", 400) is None
+    assert find(cache, "/a", 400) is not None
+    assert cache.used == 800
+    cache.pin(find(cache, "/a", 400))
+    cache.pin(find(cache, "/c", 400))
+    fill(cache, "/d", bytes(400))
+    assert find(cache, "/a", 400) is not None
+    assert find(cache, "/c", 400) is not None
+    assert len(list(cache._directory.glob("*.json"))) == len(cache)
+
+
+def test_only_complete_and_trusted_content_survives(cache: Cache) -> None:
+    """Reading: a file "changed within 2 s of its observation … is not trusted for later mounts"."""
+    fill(cache, "/kept", b"kept")
+    fill(cache, "/racy", b"racy", racy=True)
+    partial = cache.create(RemotePath("/partial"), Fingerprint(size=10, mtime=1))
+    partial.append(b"half")
+    again = reopened(cache)
+    assert find(again, "/kept", 4).read(0, 9) == b"kept"
+    assert find(again, "/racy", 4) is None
+    assert find(again, "/partial", 10) is None
+    assert len(list(again._directory.iterdir())) == 2
+    again.close()
+
+
+def test_a_cache_file_of_wrong_size_is_not_trusted(cache: Cache) -> None:
+    """Losing the cache costs time, never data; a damaged one costs no wrong bytes."""
+    file = fill(cache, "/f", b"12345").file
+    os.truncate(file, 3)
+    again = reopened(cache)
+    assert find(again, "/f", 5) is None
+    assert not file.exists()
+    again.close()
+
+
+def test_renames_move_content_and_labels(cache: Cache) -> None:
+    """Our own rename keeps what is cached, below a directory, too, over a restart."""
+    fill(cache, "/d/one", b"one")
+    fill(cache, "/d/sub/two", b"two")
+    fill(cache, "/other", b"other")
+    cache.rename(RemotePath("/d"), RemotePath("/e"))
+    cache.check()
+    again = reopened(cache)
+    assert find(again, "/e/one", 3).read(0, 9) == b"one"
+    assert find(again, "/e/sub/two", 3).read(0, 9) == b"two"
+    assert find(again, "/d/one", 3) is None
+    assert find(again, "/other", 5) is not None
+    again.close()
+
+
+def test_adopting_a_spool_file(cache: Cache, tmp_path: Path) -> None:
+    """Writing: "the spool file becomes the clean cached copy, without a download"."""
+    source = tmp_path / "spool-file"
+    source.write_bytes(b"written")
+    fd = os.open(source, os.O_RDWR)
+    fingerprint = Fingerprint(size=7, mtime=5, ino=9)
+
+    async def adopt() -> Any:
+        return await cache.adopt(source, fd, PATH, fingerprint)
+
+    adopted = trio.run(adopt)
+    os.close(fd)
+    assert adopted.read(0, 10) == b"written"
+    assert not source.exists()
+    again = reopened(cache)
+    assert again.find(PATH, fingerprint) is not None
+    again.close()
+
+
+def test_readers_wait_for_growth(cache: Cache) -> None:
+    """HABITS 5: the event to wait on is published before the bytes."""
+    file = cache.create(PATH, Fingerprint(size=10, mtime=1))
+    seen: list[bytes] = []
+
+    async def reader() -> None:
+        while not file.has(0, 10):
+            await file.grown.wait()
+        seen.append(file.read(0, 10))
+
+    async def main() -> None:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reader)
+                for part in (b"01234", b"56789"):
+                    await trio.lowlevel.checkpoint()
+                    file.append(part)
+
+    trio.run(main)
+    assert seen == [b"0123456789"]
+
+
+# Times.
+
+
+def test_times_hold_until_the_remote_file_changes(box: Box) -> None:
+    """Times: the overlay is keyed by (path, remote mtime, remote size), and survives."""
+    remote = Fingerprint(size=5, mtime=100, ino=1, ctime=2)
+    times = Times(box.journal)
+    assert times.mtime_ns(PATH, remote) == 100 * 10**9
+    box.run(times.set, PATH, remote, 42)
+    box.again()
+    times = Times(box.journal)
+    assert times.mtime_ns(PATH, remote) == 42
+    assert times.mtime_ns(PATH, Fingerprint(size=5, mtime=100)) == 42
+    assert times.mtime_ns(PATH, Fingerprint(size=5, mtime=101)) == 101 * 10**9
+    assert times.mtime_ns(PATH, Fingerprint(size=6, mtime=100)) == 100 * 10**9
+
+
+def test_times_go_with_a_rename_and_end_with_an_unlink(box: Box) -> None:
+    """Times: below a directory, too; what was at the target is forgotten."""
+    remote = Fingerprint(size=1, mtime=1)
+    times = Times(box.journal)
+    for name, value in (("/d/a", 11), ("/d/s/b", 12), ("/e", 13), ("/dd", 14)):
+        box.run(times.set, RemotePath(name), remote, value)
+    box.run(times.rename, RemotePath("/d"), RemotePath("/e"))
+    box.run(times.forget, RemotePath("/dd"))
+    box.again()
+    again = Times(box.journal)
+    assert again.mtime_ns(RemotePath("/e/a"), remote) == 11
+    assert again.mtime_ns(RemotePath("/e/s/b"), remote) == 12
+    assert {one.id for one in box.journal.load(TimesRecord)} == {"/e/a", "/e/s/b"}
+
+
+# The disk.
+
+
+def test_copying_and_hashing(tmp_path: Path) -> None:
+    """Whole files, past one chunk, only as many bytes as asked for."""
+    content = os.urandom((1 << 20) + 12345)
+    (tmp_path / "a").write_bytes(content)
+    source = os.open(tmp_path / "a", os.O_RDONLY)
+    target = os.open(tmp_path / "b", os.O_RDWR | os.O_CREAT)
+    copy_bytes(source, target, len(content) - 1)
+    assert (tmp_path / "b").read_bytes() == content[:-1]
+    assert sha256_of(source) != sha256_of(target)
+    write_all(target, content[-1:], len(content) - 1)
+    assert sha256_of(source) == sha256_of(target)
+    os.close(source)
+    os.close(target)
+
+
+def test_a_disk_that_is_full() -> None:
+    """Errors: ENOSPC comes as it is."""
+    fd = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(OSError, match="No space left"):
+        write_all(fd, b"x", 0)
+    os.close(fd)
