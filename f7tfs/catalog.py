@@ -4,11 +4,15 @@ One directory listing is one API call, and it answers every lookup, stat and rea
 its TTL ends. Askers share a listing that is under way; a listing older than its TTL but younger
 than `stale_max` is served while one refresh runs. What this mount changes by itself is visible
 at once, also when a listing that began before the change comes back after it.
+
+A mount of a whole system has `anchors`: the file systems that the server announces. The directories
+that lead to them are shown without asking: the cluster may not even let us.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -20,6 +24,7 @@ from f7tfs.errors import F7tfsError, NotADirectory, NotFound, PermissionDenied, 
 from f7tfs.model import (
     Attributes,
     Identity,
+    Kind,
     Listed,
     RemotePath,
     Stat,
@@ -67,6 +72,7 @@ class Catalog:
         zone: ClusterZone,
         ttl: float,
         stale_max: float,
+        anchors: tuple[RemotePath, ...] = (),
     ) -> None:
         self._cluster = cluster
         self._nursery = nursery
@@ -77,6 +83,11 @@ class Catalog:
         self._listings: LRUCache[RemotePath, Listing] = LRUCache(DIRECTORIES)
         self._single: LRUCache[RemotePath, tuple[Attributes, float]] = LRUCache(DIRECTORIES)
         self._flights: dict[RemotePath, _Flight] = {}
+        self._anchors = frozenset(
+            one for one in anchors if not any(one != a and is_within(one, a) for a in anchors)
+        )
+        self._on_the_way = _ways_to(self._anchors)
+        self._born = int(time.time())
 
     # Asking.
 
@@ -85,6 +96,8 @@ class Catalog:
     ) -> Mapping[str, Attributes]:
         """Entries by name, without our own temporaries. `fresh`: nothing older than the TTL.
         Raises what `Cluster.list_directory` raises."""
+        if directory in self._on_the_way:
+            return await self._waypoints(directory)
         known = self._listings.get(directory)
         age = trio.current_time() - known.asked if known else float("inf")
         if known and age < self._ttl:
@@ -101,6 +114,8 @@ class Catalog:
     async def attributes(self, path: RemotePath, *, fresh: bool = False) -> Attributes:
         """What a name denotes, not following a symlink. Raises NotFound."""
         directory = parent_of(path)
+        if directory in self._on_the_way:
+            return await self._waypoint(path)
         single = self._single.get(path)
         if single is not None:
             if trio.current_time() - single[1] < self._ttl:
@@ -118,10 +133,24 @@ class Catalog:
 
     async def root_attributes(self, path: RemotePath) -> Attributes:
         """The mount's root has no listing above it that we may ask for."""
+        if path in self._on_the_way:
+            return self._signpost()
+        return await self._followed(path)
+
+    async def _followed(self, path: RemotePath) -> Attributes:
         single = self._single.get(path)
         if single is not None and trio.current_time() - single[1] < self._ttl:
             return single[0]
-        return self._remember_single(path, await self.stat(path, follow=True))
+        try:
+            return self._remember_single(path, await self.stat(path, follow=True))
+        except F7tfsError as error:
+            if single is None or not error.transient:
+                raise
+            return single[0]  # the API is away; what we know goes on serving
+
+    def seed(self, path: RemotePath, stat: Stat) -> None:
+        """What somebody has just asked."""
+        self._remember_single(path, stat)
 
     async def stat(self, path: RemotePath, *, follow: bool = False) -> Stat:
         """Ask the cluster now, and learn from the answer. Raises NotFound."""
@@ -134,6 +163,41 @@ class Catalog:
         if not follow:
             self._refine(path, stat)
         return stat
+
+    # The way to the announced file systems.
+
+    async def _waypoints(self, directory: RemotePath) -> dict[str, Attributes]:
+        """The names that lead on. One that is announced and not there is left out; one whose file
+        system does not answer is shown."""
+        found: dict[str, Attributes] = {}
+
+        async def look(path: RemotePath) -> None:
+            try:
+                found[name_of(path)] = await self._waypoint(path)
+            except NotFound:
+                log.info("%s is announced, but it is not there", path)
+            except F7tfsError as error:
+                log.info("%s is shown, but it does not answer: %s", path, error)
+                found[name_of(path)] = self.peek(path) or self._signpost()
+
+        async with trio.open_nursery() as nursery:
+            for path in sorted(self._on_the_way | self._anchors):
+                if path != "/" and parent_of(path) == directory:
+                    nursery.start_soon(look, path)
+        return found
+
+    async def _waypoint(self, path: RemotePath) -> Attributes:
+        if path in self._on_the_way:
+            return self._signpost()
+        if path in self._anchors:  # what it leads to, should it be a symlink
+            return await self._followed(path)
+        raise NotFound(path)
+
+    def _signpost(self) -> Attributes:
+        """A directory of nobody, where nobody may write."""
+        return Attributes(
+            kind=Kind.DIRECTORY, permissions=0o555, size=0, mtime=self._born, user="", group=""
+        )
 
     async def read_link(self, path: RemotePath) -> str:
         return await self._cluster.read_link(path)
@@ -148,6 +212,8 @@ class Catalog:
 
     def is_known_absent(self, path: RemotePath) -> bool:
         """Whether a listing within its TTL shows that the name is not there."""
+        if parent_of(path) in self._on_the_way:
+            return path not in self._on_the_way | self._anchors
         listing = self._listings.get(parent_of(path))
         return (
             listing is not None
@@ -344,6 +410,16 @@ class Catalog:
             target=one.target,
             has_acl=one.has_acl,
         )
+
+
+def _ways_to(anchors: frozenset[RemotePath]) -> frozenset[RemotePath]:
+    """The directories above, without the anchors themselves."""
+    found: set[RemotePath] = set()
+    for path in anchors:
+        while path != "/":
+            path = parent_of(path)
+            found.add(path)
+    return frozenset(found)
 
 
 def _number(text: str, known: dict[str, int]) -> int | None:

@@ -18,7 +18,7 @@ import trio
 
 from f7tfs import __version__
 from f7tfs.api.connect import open_cluster, token_source
-from f7tfs.api.port import Cluster
+from f7tfs.api.port import Cluster, FileSystem
 from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
 from f7tfs.config import Config
@@ -30,10 +30,19 @@ from f7tfs.content.times import Times
 from f7tfs.control.report import Report
 from f7tfs.control.wing import NAME as CONTROL
 from f7tfs.control.wing import ControlWing
-from f7tfs.errors import F7tfsError, NotADirectory, ServerError
+from f7tfs.errors import (
+    F7tfsError,
+    NameNotSupported,
+    NotADirectory,
+    NotFound,
+    NotPermitted,
+    OutcomeUnknown,
+    PermissionDenied,
+    ServerError,
+)
 from f7tfs.jobs.board import JobBoard
 from f7tfs.jobs.wing import JobsWing
-from f7tfs.model import Identity, Kind, RemotePath, join, remote_path
+from f7tfs.model import Identity, Kind, RemotePath, Stat, join, remote_path
 from f7tfs.operations import Door, Operations
 from f7tfs.service import recent_lines, sd_notify
 from f7tfs.transfers.attempt import Attempts
@@ -160,7 +169,6 @@ async def serve(config: Config, *, ready: Callable[[], None]) -> None:
 @contextlib.asynccontextmanager
 async def build(config: Config) -> AsyncIterator[Mounted]:
     """Everything below the kernel's door, running."""
-    root = remote_path(config.remote_path)
     async with open_cluster(
         url=config.url,
         token_source=token_source(**msgspec.structs.asdict(config.credentials)),
@@ -172,12 +180,10 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
         account=config.jobs.account,
     ) as (cluster, storage):
         identity = await cluster.whoami()
-        stat = await cluster.stat(root, follow=True)
-        if stat.kind is not Kind.DIRECTORY:
-            raise NotADirectory(f"{config.system}:{root} is not a directory")
-        if identity.uid < 0:  # an old server tells only the name (v1 FACTS §4)
-            log.info("the server does not tell our ids; those of %s are taken", root)
-            identity = msgspec.structs.replace(identity, uid=stat.uid, gid=stat.gid)
+        view = await _look_around(config, cluster, identity)
+        if identity.uid < 0 and view.owner is not None:  # an old server tells only the name
+            log.info("the server does not tell our ids; those of %s are taken", view.home)
+            identity = msgspec.structs.replace(identity, uid=view.owner.uid, gid=view.owner.gid)
         journal_directory = config.journal_directory(identity.user)
         journal = Journal(journal_directory, _journal_key(config, identity))
         try:
@@ -193,7 +199,7 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
             try:
                 async with trio.open_nursery() as nursery:
                     mounted = await _assemble(
-                        config, root, cluster, storage, identity, journal, disk, cache, spool,
+                        config, view, cluster, storage, identity, journal, disk, cache, spool,
                         nursery,
                     )  # fmt: skip
                     yield mounted
@@ -206,13 +212,60 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
             journal.close()
 
 
+class View(msgspec.Struct, frozen=True):
+    """What a mount shows. `root`: the remote path of its root. `anchors`: of a whole system, the
+    file systems that the server announces. `home`: where jobs work and our own directory is made;
+    `owner` is the one of it, None where that is not known."""
+
+    root: RemotePath
+    home: RemotePath
+    owner: Stat | None
+    anchors: tuple[RemotePath, ...] = ()
+
+
+async def _look_around(config: Config, cluster: Cluster, identity: Identity) -> View:
+    root = remote_path(config.remote_path)
+    if not config.whole_system:
+        stat = await cluster.stat(root, follow=True)
+        if stat.kind is not Kind.DIRECTORY:
+            raise NotADirectory(f"{config.system}:{root} is not a directory")
+        return View(root, root, stat)
+    found = await cluster.file_systems()
+    if not found:
+        raise NotFound(
+            f"the server announces no file systems of {config.system}; say {config.system}:/PATH"
+        )
+    home, owner = await _home(cluster, found, identity.user)
+    return View(root, home, owner, tuple(one.path for one in found))
+
+
+async def _home(
+    cluster: Cluster, found: list[FileSystem], user: str
+) -> tuple[RemotePath, Stat | None]:
+    """The user's own directory in the first file system that has one, the default one before the
+    others; else that file system itself."""
+    found = sorted(found, key=lambda one: not one.default_work_directory)
+    for one in found:
+        try:
+            stat = await cluster.stat(join(one.path, user), follow=True)
+        except (
+            NotFound, NotADirectory, PermissionDenied, NotPermitted, NameNotSupported,
+            OutcomeUnknown, ServerError,
+        ) as error:  # fmt: skip
+            log.info("no directory of %s in %s: %s", user, one.path, error)
+            continue
+        if stat.kind is Kind.DIRECTORY:
+            return join(one.path, user), stat
+    return found[0].path, None
+
+
 def _journal_key(config: Config, identity: Identity) -> str:
     return "\n".join((config.url, config.system, identity.user, config.remote_path))
 
 
 async def _assemble(
     config: Config,
-    root: RemotePath,
+    view: View,
     cluster: Cluster,
     storage: StagingArea,
     identity: Identity,
@@ -222,6 +275,7 @@ async def _assemble(
     spool: Spool,
     nursery: trio.Nursery,
 ) -> Mounted:
+    root = view.root
     times = Times(journal)
     catalog = Catalog(
         cluster,
@@ -230,9 +284,12 @@ async def _assemble(
         zone=ClusterZone(config.timezone),
         ttl=config.listing_ttl,
         stale_max=config.stale_max,
+        anchors=view.anchors,
     )
+    if view.owner is not None:
+        catalog.seed(view.home, view.owner)
     machine = f"{_journal_key(config, identity)}\n{config.hostname}"
-    workplace = Workplace(cluster, catalog, journal, root=root, key=machine)
+    workplace = Workplace(cluster, catalog, journal, root=view.home, key=machine)
     namespace = Namespace(cluster, catalog, workplace, journal, stall_timeout=config.stall_timeout)
     downloads = Downloads(
         cluster,
@@ -280,7 +337,7 @@ async def _assemble(
         nursery,
         barrier=config.jobs.barrier == "all",
         account=config.jobs.account,
-        directory=remote_path(config.jobs.working_directory or root),
+        directory=remote_path(config.jobs.working_directory or view.home),
     )
     callers = Callers()
     floors = Floors(spool, cache, downloads, uploads, disk, callers, config.hostname)
@@ -306,7 +363,7 @@ async def _assemble(
             board,
             callers,
             mountpoint=config.mountpoint,
-            directory=config.jobs.working_directory or root,
+            directory=config.jobs.working_directory or view.home,
             partition=config.jobs.partition,
             interval=config.jobs.poll_interval,
         )

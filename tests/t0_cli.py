@@ -17,9 +17,10 @@ from f7tfs import errors, service
 from f7tfs.cli import spawn
 from f7tfs.cli.exits import Exit, Failure, cause_of, code_of, sentence_of
 from f7tfs.cli.mounts import Mount, mount_holding, resolve
+from f7tfs.config import check_target, load
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["mount", "umount", "status", "sync", "demo", "simulate"]
+COMMANDS = ["mount", "umount", "systems", "status", "sync", "demo", "simulate"]
 CREDENTIALS = {
     "FIRECREST_URL": "http://127.0.0.1:9",
     "AUTH_TOKEN_URL": "http://127.0.0.1:9/token",
@@ -77,7 +78,13 @@ def test_version(tmp_path: Path) -> None:
         (["nonsense"], "No such command"),
         (["mount"], "Missing argument"),
         (["mount", "daint:/x"], "Missing argument"),
-        (["mount", "daint", "/mnt"], "'daint' is not like SYSTEM:/REMOTE/PATH"),
+        (["mount", "daint:", "/mnt"], "'daint:' is not like SYSTEM or SYSTEM:/REMOTE/PATH"),
+        (["mount", "scratch/me", "/mnt"], "'scratch/me' is not like SYSTEM or"),
+        (["mount", "", "/mnt"], "'' is not like SYSTEM or"),
+        (["mount", "-x", "/mnt"], "No such option"),
+        (["systems", "daint"], "unexpected extra argument"),
+        (["simulate", "--root", "x", "--api", "v3"], "Invalid value for '--api'"),
+        (["demo", "--api", "both"], "Invalid value for '--api'"),
         (["mount", "--frobnicate", "a:/b", "c"], "No such option"),
         (["umount"], "Missing argument"),
         (["simulate"], "Missing option"),
@@ -102,6 +109,32 @@ def test_no_such_configuration(tmp_path: Path) -> None:
     assert "none.toml does not exist" in refused(
         f7tfs(tmp_path, *given, **CREDENTIALS), Exit.CONFIGURATION
     )
+
+
+def test_systems_before_the_network(tmp_path: Path) -> None:
+    done = f7tfs(tmp_path, "systems")
+    assert done.returncode == Exit.CONFIGURATION
+    for variable in CREDENTIALS:
+        assert variable in done.stderr
+    assert "FIRECREST_SYSTEM" not in done.stderr
+    given = ("systems", "-o", "cachesize=1")
+    words = refused(f7tfs(tmp_path, *given, **CREDENTIALS), Exit.CONFIGURATION)
+    assert "did you mean cache_size?" in words
+    done = f7tfs(tmp_path, "systems", "-o", "patience=1s", **CREDENTIALS)
+    assert CREDENTIALS["FIRECREST_CLIENT_SECRET"] not in refused(done, Exit.UNREACHABLE)
+
+
+def test_targets() -> None:
+    def of(spec: str) -> tuple[str, str, bool]:
+        config = load(spec, Path("/mnt"), environ=CREDENTIALS | {"F7TFS_CONFIG": os.devnull})
+        return config.system, config.remote_path, config.whole_system
+
+    assert of("daint") == ("daint", "/", True)
+    assert of("daint:/") == ("daint", "/", False)
+    assert of("daint:/a/../b") == ("daint", "/b", False)
+    for bad in ("", "daint:", "daint:a", "a/b", "a b"):
+        with pytest.raises(ValueError, match="is not like SYSTEM or"):
+            check_target(bad)
 
 
 @needs_fuse
@@ -159,11 +192,12 @@ def test_nothing_answers_at_the_url(tmp_path: Path) -> None:
         assert CREDENTIALS["FIRECREST_CLIENT_SECRET"] not in log.read_text()
 
 
-def test_simulate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("api", ["v1", "v2", "both"])
+def test_simulate(tmp_path: Path, api: str) -> None:
     """One JSON line, then service until SIGTERM."""
     pytest.importorskip("hypercorn")
     with subprocess.Popen(
-        [sys.executable, "-m", "f7tfs", "simulate", "--root", str(tmp_path / "disk")],
+        [sys.executable, "-m", "f7tfs", "simulate", "--root", str(tmp_path / "disk"), "--api", api],
         env=environment(tmp_path),
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -176,6 +210,7 @@ def test_simulate(tmp_path: Path) -> None:
             for key in ("firecrest_url", "auth_token_url", "client_id", "client_secret", "system"):
                 assert ready[key]
             assert Path(ready["root"]) == tmp_path / "disk"
+            assert ("firecrest_v2_url" in ready) == (api != "v1")
             simulator.terminate()
             assert simulator.wait(timeout=30) == 0
         finally:
@@ -198,6 +233,7 @@ def test_completion(tmp_path: Path, shell: str) -> None:
         ([], "pyfuse3 trio httpx rich msgspec starlette"),
         (["status"], "pyfuse3 trio httpx msgspec starlette"),
         (["status", "--json"], "pyfuse3 trio httpx rich msgspec starlette"),
+        (["systems", "-o", "patience=1s"], "pyfuse3 starlette"),
         (["sync", "/"], "pyfuse3 trio httpx rich msgspec starlette"),
         (["umount", "/"], "pyfuse3 trio httpx rich msgspec starlette"),
         (["mount", "daint:/x", "/proc"], "pyfuse3 trio httpx rich starlette"),

@@ -5,18 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import trio
 from conftest import credentials_of
 from mounting import Mount, MountFailed
 from sim_process import Simulator, running_simulator
 from waits import wait_until
 
+from f7tfs.catalog import Catalog
 from f7tfs.cli.exits import Exit
+from f7tfs.errors import NotFound
+from f7tfs.model import Identity, RemotePath, remote_path
+from f7tfs.zone import ClusterZone
 
 pytestmark = pytest.mark.skipif(
     not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="no usable /dev/fuse"
@@ -209,7 +215,8 @@ def test_status_and_the_journal(served: Simulator, whole: Mount) -> None:
     status = json.loads(whole.f7tfs("status", str(whole.path), "--json").stdout)
     assert status["mount"]["remote_path"] == "/"
     assert status["mount"]["dialect"] == dialect_of(served)
-    assert f"{served.system}:/" in whole.f7tfs("status").stdout
+    told = whole.f7tfs("status", str(whole.path)).stdout
+    assert re.search(rf"^remote +{served.system}:/$", told, re.MULTILINE)
     late = inside(whole, served.scratch) / "late"
     whole.call(late.write_bytes, b"kept")
     whole.kill()
@@ -232,6 +239,87 @@ def test_a_file_system_that_is_not_there(served: Simulator) -> None:
             assert mount.umount().returncode == 0
     finally:
         hidden.rename(served.scratch.parent)
+
+
+def test_a_file_system_that_is_a_symlink(served: Simulator) -> None:
+    real = served.scratch.parent.with_name("elsewhere")
+    served.scratch.parent.rename(real)
+    served.scratch.parent.symlink_to("elsewhere")
+    try:
+        with Mount(served.system, credentials_of(served)) as mount:
+            mount.start()
+            place = inside(mount, served.scratch)
+            assert stat.S_ISDIR(mount.call(os.lstat, place.parent).st_mode)
+            mount.call((place / "file").write_bytes, b"through")
+            mount.sync()
+            assert (served.scratch / "file").read_bytes() == b"through"
+            mount.call(os.unlink, place / "file")
+            assert mount.umount().returncode == 0
+    finally:
+        served.scratch.parent.unlink()
+        real.rename(served.scratch.parent)
+
+
+@pytest.mark.parametrize("served", ["v1"], indirect=True)
+def test_v1_without_file_systems(served: Simulator) -> None:
+    """An old server has no such call: the parameters name them too. None at all is one sentence."""
+    place, nothing = "GET /status/filesystems", {"description": "", "out": []}
+    served.faults([{"match": place, "times": None, "action": {"status": 404, "body": "{}"}}])
+    try:
+        with Mount(served.system, credentials_of(served)) as mount:
+            mount.start()
+            assert mount.call(os.listdir, inside(mount, served.root)) == ["home", "scratch"]
+            assert mount.umount().returncode == 0
+        served.clear_faults()
+        answer = {"status": 200, "body": json.dumps(nothing)}
+        answer |= {"headers": {"content-type": "application/json"}}
+        served.faults([{"match": place, "times": None, "action": answer}])
+        with Mount(served.system, credentials_of(served)) as mount:
+            with pytest.raises(MountFailed) as caught:
+                mount.start()
+            assert caught.value.code == Exit.REMOTE_PATH
+            assert f"say {served.system}:/PATH" in caught.value.message
+            assert mount.f7tfs("systems").returncode == 0
+    finally:
+        served.clear_faults()
+
+
+def test_file_systems_in_one_another() -> None:
+    """What lies in an announced file system is the cluster's, also when it is announced itself."""
+
+    class Asked(Exception):
+        pass
+
+    class Stub:
+        async def stat(self, path: str, *, follow: bool = False) -> Any:
+            raise Asked(path)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            identity = Identity("me", 1000, "us", 1000, {"us": 1000})
+            anchors = tuple(map(remote_path, ("/a/b", "/a/b/c/d", "/z")))
+
+            def catalog(*anchors: RemotePath) -> Catalog:
+                zone = ClusterZone("UTC")
+                return Catalog(
+                    cast(Any, Stub()), nursery, identity=identity, zone=zone,
+                    ttl=30, stale_max=300, anchors=anchors,
+                )  # fmt: skip
+
+            found = catalog(*anchors)
+            way = await found.attributes(remote_path("/a"))
+            assert way.is_directory and way.permissions == 0o555
+            with pytest.raises(NotFound):
+                await found.attributes(remote_path("/q"))
+            assert found.is_known_absent(remote_path("/q"))
+            assert not found.is_known_absent(remote_path("/a/b/c"))
+            for path in ("/a/b", "/z"):
+                with pytest.raises(Asked):
+                    await found.attributes(remote_path(path))
+            with pytest.raises(Asked):  # no way to show: all is real
+                await catalog(remote_path("/"), *anchors).root_attributes(remote_path("/"))
+
+    trio.run(main)
 
 
 def test_unknown_and_ill_systems(served: Simulator) -> None:

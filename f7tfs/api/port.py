@@ -44,6 +44,16 @@ class SystemStatus(msgspec.Struct, frozen=True):
     description: str = ""
 
 
+class FileSystem(msgspec.Struct, frozen=True):
+    """One that the server announces for a system. `kind` is the site's own word ("SCRATCH",
+    "users"), "" where there is none; `default_work_directory`: users' own directories in it are
+    where they work unless they say otherwise."""
+
+    path: RemotePath
+    kind: str = ""
+    default_work_directory: bool = False
+
+
 class Ticket(msgspec.Struct, frozen=True):
     """What the API gave us to follow a transfer; goes into the journal, so it holds no secret
     beyond presigned links. `path` is the remote file that the transfer is about: task ids are
@@ -127,6 +137,11 @@ class Cluster(Protocol):
         ...
 
     async def systems(self) -> list[SystemStatus]: ...
+    async def file_systems(self) -> list[FileSystem]:
+        """Those of this system that the server announces, in its order; whether one can be
+        reached is another question."""
+        ...
+
     async def whoami(self) -> Identity: ...
 
     # Names.

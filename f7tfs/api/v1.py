@@ -7,12 +7,14 @@ calls that change nothing.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
 
 from f7tfs.api import v1_names, v1_poisoned, v1_wire
 from f7tfs.api.http import ApiClient
 from f7tfs.api.names import require
-from f7tfs.api.port import Capabilities, Progress, Route, SystemStatus, Ticket
+from f7tfs.api.port import Capabilities, FileSystem, Progress, Route, SystemStatus, Ticket
 from f7tfs.api.tasks import TaskBoard
 from f7tfs.api.v1_calls import Calls, task_id_of
 from f7tfs.api.v1_errors import PoisonedListing
@@ -37,6 +39,7 @@ from f7tfs.model import (
     Submitted,
     name_of,
     parent_of,
+    remote_path,
 )
 
 # The server never opens the source of an upload; its basename names the staged object (FACTS §6).
@@ -95,6 +98,15 @@ class V1Cluster:
 
     async def systems(self) -> list[SystemStatus]:
         return v1_wire.systems_of(await self._calls.status("/status/systems"))
+
+    async def file_systems(self) -> list[FileSystem]:
+        """/status/filesystems is slow and cached for 960 s (FACTS §10); the parameters, which tell
+        less, stand in where a server does not have it."""
+        try:
+            told = await self._calls.status(f"/status/filesystems/{quote(self._system, safe='')}")
+        except (NotFound, ServerError, Unsupported):
+            told = _mounted(await self._calls.status("/status/parameters"), self._system)
+        return list(_file_systems(told))
 
     async def whoami(self) -> Identity:
         answer = await self._calls.ask("/utilities/whoami", {"groups": "true"}, "whoami")
@@ -319,3 +331,27 @@ class V1Cluster:
         if not isinstance(output, str):
             raise Unreachable(f"{what}: the reply is not FirecREST's")
         return output.encode("utf-8", "surrogatepass")
+
+
+def _file_systems(rows: Any) -> Iterator[FileSystem]:
+    """From [{"name": "HOME", "path": "/home", …}]."""
+    for row in rows if isinstance(rows, list) else ():
+        path = row.get("path") if isinstance(row, dict) else None
+        if isinstance(path, str) and path.startswith("/") and "\0" not in path:
+            yield FileSystem(remote_path(path), str(row.get("name") or ""))
+
+
+def _mounted(parameters: Any, system: str) -> list[dict[str, Any]]:
+    """FILESYSTEMS of the parameters: [{"system": …, "mounted": [path, …]}], like the reply of
+    /status/filesystems, without names."""
+    groups = parameters.values() if isinstance(parameters, dict) else ()
+    rows = [row for group in groups if isinstance(group, list) for row in group]
+    found = []
+    for row in rows:
+        if not isinstance(row, dict) or row.get("name") != "FILESYSTEMS":
+            continue
+        for one in row["value"] if isinstance(row.get("value"), list) else ():
+            if isinstance(one, dict) and one.get("system") == system:
+                paths = one.get("mounted")
+                found += [{"path": path} for path in (paths if isinstance(paths, list) else ())]
+    return found

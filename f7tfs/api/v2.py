@@ -7,12 +7,13 @@ retries are those of `http` for calls that change nothing, or were certainly not
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from f7tfs.api import v2_names, v2_wire
 from f7tfs.api.http import ApiClient
 from f7tfs.api.names import require
-from f7tfs.api.port import Capabilities, Progress, Route, SystemStatus, Ticket
+from f7tfs.api.port import Capabilities, FileSystem, Progress, Route, SystemStatus, Ticket
 from f7tfs.api.v2_calls import OPS, Calls
 from f7tfs.api.v2_errors import error_of, is_scheduler_failure, judge
 from f7tfs.api.v2_jobs import Jobs
@@ -38,6 +39,7 @@ from f7tfs.model import (
     Submitted,
     name_of,
     parent_of,
+    remote_path,
 )
 
 SYSTEMS = "/status/systems"
@@ -109,6 +111,11 @@ class V2Cluster:
     async def systems(self) -> list[SystemStatus]:
         reply = await self._calls.fetch(SYSTEMS, {}, "list systems")
         return [v2_wire.status_of(system) for system in v2_wire.systems_of(reply.body)]
+
+    async def file_systems(self) -> list[FileSystem]:
+        reply = await self._calls.fetch(SYSTEMS, {}, "list file systems")
+        rows = document(reply.body).get("systems")
+        return list(_file_systems(rows, self._system))
 
     async def whoami(self) -> Identity:
         reply = await self._calls.reply_to(USERINFO, {})
@@ -322,3 +329,18 @@ class V2Cluster:
             raise InvalidArgument(f"{verb} {archive}: not the name of an archive")
         body = {"path": source, "targetPath": target, "compression": kinds[0]}
         await self._calls.act("POST", OPS + call, f"{verb} {source} → {target}", body=body)
+
+
+def _file_systems(systems: Any, name: str) -> Iterator[FileSystem]:
+    """From [{"name", "fileSystems": [{"path", "dataType", "defaultWorkDir"}]}]; names of systems
+    are told without regard to case (FACTS §1)."""
+    for system in systems if isinstance(systems, list) else ():
+        if str(v2_wire.field(system, "name")).lower() != name.lower():
+            continue
+        rows = v2_wire.field(system, "fileSystems")
+        for row in rows if isinstance(rows, list) else ():
+            path = v2_wire.field(row, "path")
+            if isinstance(path, str) and path.startswith("/") and "\0" not in path:
+                kind = str(v2_wire.field(row, "dataType") or "")
+                default = v2_wire.field(row, "defaultWorkDir") is True
+                yield FileSystem(remote_path(path), kind, default)

@@ -16,8 +16,9 @@ from f7tfs.cli.exits import Exit, Failure
 
 # Name → (module, help in one line).
 _COMMANDS = {
-    "mount": ("f7tfs.cli.mount", "Mount a directory of a cluster."),
+    "mount": ("f7tfs.cli.mount", "Mount a directory of a cluster, or its file systems."),
     "umount": ("f7tfs.cli.umount", "Unmount when everything is on the cluster."),
+    "systems": ("f7tfs.cli.systems", "List the systems that the URL offers."),
     "status": ("f7tfs.cli.status", "Show mounts, uploads and jobs."),
     "sync": ("f7tfs.cli.sync", "Wait until everything is on the cluster."),
     "demo": ("f7tfs.cli.demo", "Show it all on a simulated cluster."),

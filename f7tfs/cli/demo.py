@@ -7,6 +7,7 @@ read in the simulator's folder, not through the mount.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -40,6 +41,7 @@ sleep 1000
 
 
 @click.command("demo")
+@click.option("--api", type=click.Choice(["v1", "v2"]), default="v1", show_default=True)
 @click.option(
     "--stay",
     is_flag=False,
@@ -48,17 +50,19 @@ sleep 1000
     metavar="[MOUNTPOINT]",
     help="Stay mounted at the end, to play with, until Ctrl-C or `f7tfs umount`.",
 )
-def command(stay: str | None) -> None:
+def command(api: str, stay: str | None) -> None:
     """Mount a simulated cluster and show files and jobs with ordinary tools."""
     if shutil.which("bash") is None:
         raise Failure(Exit.UNSPECIFIED, "the demo needs bash")
     began = time.monotonic()
     with stage(stay or None) as on:
-        ready = on.start_cluster(_STAGING_INTERVAL)
+        ready = on.start_cluster(api, _STAGING_INTERVAL)
         home = _furnish(on, ready)
-        on.say(f"A simulated cluster serves FirecREST v1 at {ready['firecrest_url']}")
+        on.say(f"A simulated cluster serves FirecREST {api} at {ready['firecrest_url']}")
         on.show(f"f7tfs mount {shlex.quote(_remote(ready, home))} mnt", deadline=60)
         on.check(on.is_mounted(), "the mount serves")
+        about = json.loads(on.run("cat mnt/.f7tfs/status.json"))["mount"]
+        on.check(about["dialect"] == api, f"it found out that the server speaks {api}")
         _look(on)
         _copy_in(on, home)
         _copy_out(on, home)

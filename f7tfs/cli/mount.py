@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from f7tfs.cli import checks, mounts
-from f7tfs.cli.exits import Exit, Failure
-
-if TYPE_CHECKING:
-    from f7tfs.config import Config
+from f7tfs.cli.settings import config_file_of, config_option, configuration, options_option
 
 
 @click.command("mount")
-@click.argument("remote", metavar="SYSTEM:/REMOTE/PATH")
+@click.argument("remote", metavar="SYSTEM[:/REMOTE/PATH]")
 @click.argument("mountpoint", type=click.Path())
 @click.option("--foreground", "-f", is_flag=True, help="Stay; log to stderr.")
-@click.option(
-    "options",
-    "-o",
-    metavar="KEY=VALUE[,…]",
-    multiple=True,
-    help="Any key of the configuration file, e.g. -o cache_size=5GiB,jobs.account=g12.",
-)
-@click.option(
-    "config_file",
-    "--config",
-    type=click.Path(),
-    help="TOML file, instead of F7TFS_CONFIG or the user's config.toml.",
-)
+@options_option
+@config_option
 @click.option("--ready-fd", type=int, hidden=True)
 @click.pass_obj
 def command(
@@ -43,24 +27,23 @@ def command(
     config_file: str | None,
     ready_fd: int | None,
 ) -> None:
-    """Mount a directory of a cluster.
+    """Mount a directory of a cluster, or, without a path, the file systems that it announces.
 
     Returns when the mount serves; it ends with `f7tfs umount MOUNTPOINT`. Credentials come from
     FIRECREST_URL, AUTH_TOKEN_URL, FIRECREST_CLIENT_ID and FIRECREST_CLIENT_SECRET, or from the
     configuration file.
     """
-    from f7tfs.config import split_target
+    from f7tfs.config import check_target, load
 
     try:
-        split_target(remote)
+        check_target(remote)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     place = mounts.resolve(mountpoint)
-    chosen = config_file or os.environ.get("F7TFS_CONFIG")
-    file = Path(chosen).expanduser().absolute() if chosen else None
+    file = config_file_of(config_file)
     if debug:
         options = (*options, "log_level=debug")
-    config = _configuration(remote, place, options, file)
+    config = configuration(lambda: load(remote, Path(place), options=options, config_file=file))
 
     if ready_fd is None:
         checks.check_machine()
@@ -78,12 +61,3 @@ def command(
         if file is not None:
             arguments += ["--config", str(file)]
         spawn.start(config, arguments)
-
-
-def _configuration(remote: str, place: str, options: tuple[str, ...], file: Path | None) -> Config:
-    from f7tfs.config import BadConfiguration, load
-
-    try:
-        return load(remote, Path(place), options=options, config_file=file)
-    except BadConfiguration as error:
-        raise Failure(Exit.CONFIGURATION, "\n".join(error.complaints)) from None

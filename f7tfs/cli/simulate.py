@@ -30,7 +30,7 @@ def _listen(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str
     help="The folder that the cluster's files live in.",
 )
 @click.option("--listen", callback=_listen, default="127.0.0.1:0", show_default=True)
-@click.option("--api", type=click.Choice(["v1"]), default="v1", show_default=True)
+@click.option("--api", type=click.Choice(["v1", "v2", "both"]), default="v1", show_default=True)
 @click.option(
     "--latency",
     type=click.FloatRange(min=0),
@@ -42,9 +42,14 @@ def _listen(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str
     help="Seconds between two looks of the server at staged uploads (60, as real ones).",
 )
 @click.option(
+    "--ingest-sleep",
+    type=click.FloatRange(min=0, min_open=True),
+    help="v2: seconds between two looks of an ingest job for its object (60, as real ones).",
+)
+@click.option(
     "--slots",
     type=click.IntRange(min=1),
-    help="Jobs that run at a time (2).",
+    help="Jobs that run at a time (2; where v2 is served, 16: its transfers are jobs).",
 )
 @click.option("--user", metavar="NAME", help="Account that runs commands and jobs; as root only.")
 def command(
@@ -53,13 +58,15 @@ def command(
     api: str,
     latency: float | None,
     staging_interval: float | None,
+    ingest_sleep: float | None,
     slots: int | None,
     user: str | None,
 ) -> None:
     """Serve a simulated cluster over a local folder.
 
-    Prints one JSON line when it is ready, and serves until SIGTERM. It listens on loopback unless
-    told otherwise: whoever reaches it runs commands as you.
+    Prints one JSON line when it is ready (with `--api both`, v2 is at its firecrest_v2_url), and
+    serves until SIGTERM. It listens on loopback unless told otherwise: whoever reaches it runs
+    commands as you.
     """
     given: dict[str, Any] = {
         "root": root,
@@ -68,6 +75,7 @@ def command(
         "api": api,
         "latency": latency,
         "staging_interval": staging_interval,
+        "ingest_sleep": ingest_sleep,
         "slots": slots,
         "user": user,
     }

@@ -159,10 +159,11 @@ class Stage:
 
     # The simulated cluster.
 
-    def start_cluster(self, staging_interval: float) -> dict[str, Any]:
+    def start_cluster(self, api: str, staging_interval: float) -> dict[str, Any]:
         """Start the simulator in a process of its own; returns its ready line."""
-        arguments = ["simulate", "--root", str(self.cluster)]
-        arguments += ["--staging-interval", str(staging_interval)]
+        arguments = ["simulate", "--root", str(self.cluster), "--api", api]
+        arguments += ["--staging-interval", str(staging_interval)]  # v1's,
+        arguments += ["--ingest-sleep", str(staging_interval)]  # and v2's counterpart
         with (self.work / "simulator.log").open("wb") as log:
             self._simulator = subprocess.Popen(
                 [*COMMAND, *arguments],

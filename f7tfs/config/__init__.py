@@ -4,7 +4,14 @@
 environment and options together.
 """
 
-from f7tfs.config.layers import BadConfiguration, default_config_file, load, split_target
+from f7tfs.config.layers import (
+    BadConfiguration,
+    check_target,
+    default_config_file,
+    load,
+    load_server,
+    split_target,
+)
 from f7tfs.config.shape import Config, Credentials, GiB, JobsOptions
 
 __all__ = [
@@ -13,7 +20,9 @@ __all__ = [
     "Credentials",
     "GiB",
     "JobsOptions",
+    "check_target",
     "default_config_file",
     "load",
+    "load_server",
     "split_target",
 ]

@@ -165,6 +165,24 @@ def split_target(spec: str) -> tuple[str, str]:
     return system, remote_path(path)
 
 
+def _target(spec: str) -> tuple[str, str | None]:
+    """Like `split_target`; a SYSTEM alone has no path."""
+    if spec and "/" not in spec and ":" not in spec:
+        try:
+            return str(READERS["system"](spec)), None
+        except ValueError:
+            pass
+    try:
+        return split_target(spec)
+    except ValueError:
+        raise ValueError(f"{spec!r} is not like SYSTEM or SYSTEM:/REMOTE/PATH") from None
+
+
+def check_target(spec: str) -> None:
+    """Raises ValueError with a sentence unless `spec` names something that can be mounted."""
+    _target(spec)
+
+
 def _credentials(layers: Sequence[_Layer], merged: dict[str, Any], complaints: list[str]) -> Any:
     """The highest layer that names a way to get a token decides which way it is."""
     for layer in reversed(layers):
@@ -194,16 +212,39 @@ def load(
     config_file: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
-    """The configuration of a mount of `spec` (SYSTEM:/REMOTE/PATH) at `mountpoint`.
+    """The configuration of a mount of `spec` (SYSTEM or SYSTEM:/REMOTE/PATH) at `mountpoint`.
 
     `options` are the texts given with -o. Raises BadConfiguration with all complaints.
     """
-    complaints: list[str] = []
     try:
-        system, path = split_target(spec)
+        system, path = _target(spec)
     except ValueError as error:
         raise BadConfiguration([f"remote path: {error}"]) from None
+    return _load(system, path, mountpoint, options, config_file, environ)
 
+
+def load_server(
+    *,
+    options: Sequence[str] = (),
+    config_file: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    """What it takes to ask the server; `system` is "" unless something names one."""
+    nowhere = Path("/")
+    return _load("", None, nowhere, options, config_file, environ, needs_system=False)
+
+
+def _load(
+    system: str,
+    path: str | None,
+    mountpoint: Path,
+    options: Sequence[str],
+    config_file: Path | None,
+    environ: Mapping[str, str],
+    *,
+    needs_system: bool = True,
+) -> Config:
+    complaints: list[str] = []
     named = config_file or (Path(environ["F7TFS_CONFIG"]) if environ.get("F7TFS_CONFIG") else None)
     toml = _toml_layers(named or default_config_file(), named is not None, complaints)
     environment: _Layer = {}
@@ -214,7 +255,7 @@ def load(
     top = toml.get("", {})
     if not system:
         system = next((la["system"][0] for la in (*reversed(above), top) if "system" in la), "")
-        if not system and not complaints:
+        if not system and needs_system and not complaints:
             complaints.append("system: missing; say SYSTEM:/REMOTE/PATH or set FIRECREST_SYSTEM")
     layers = [top, toml.get(system, {}) if system else {}, *above]
 
@@ -233,5 +274,6 @@ def load(
     own = {f.name for f in msgspec.structs.fields(Config)}
     jobs = {k.removeprefix("jobs."): v for k, v in merged.items() if k.startswith("jobs.")}
     merged = {key: value for key, value in merged.items() if key in own}
-    merged |= {"system": system, "remote_path": path, "mountpoint": mountpoint}
+    merged |= {"system": system, "mountpoint": mountpoint}
+    merged |= {"remote_path": path or "/", "whole_system": path is None}
     return Config(**merged, credentials=credentials, jobs=JobsOptions(**jobs))

@@ -30,7 +30,7 @@ class JobsOptions(msgspec.Struct, frozen=True, kw_only=True):
     barrier: Literal["all", "off"] = "all"
     account: str | None = None
     partition: str | None = None
-    working_directory: str | None = None  # None: the mount's remote path
+    working_directory: str | None = None  # None: the remote path; of a whole system, home
     poll_interval: float = 2.0  # while somebody looks
     poll_interval_idle: float = 60.0
 
@@ -40,6 +40,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     credentials: Credentials
     system: str
     remote_path: str
+    whole_system: bool = False  # no path was named: the file systems that the server announces
     mountpoint: Path
     api: Literal["auto", "v1", "v2"] = "auto"
 

@@ -167,7 +167,7 @@ def _readers() -> dict[str, Callable[[object], Any]]:
     for prefix, struct in (("", Config), ("", Credentials), ("jobs.", JobsOptions)):
         for name, annotation in typing.get_type_hints(struct).items():
             key = prefix + name
-            if key in {"credentials", "remote_path", "mountpoint", "jobs"}:
+            if key in {"credentials", "remote_path", "whole_system", "mountpoint", "jobs"}:
                 continue
             arguments = typing.get_args(annotation)
             is_union = typing.get_origin(annotation) in {types.UnionType, typing.Union}
