@@ -45,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "simulator: looks inside the cluster or disturbs it; skipped with --live"
     )
+    config.addinivalue_line("markers", "v1: counts v1's calls or proves v1's facts")
 
 
 LIVE_FILES = ("t3_scenarios", "t4_tools")  # beginnings of names
@@ -55,6 +56,10 @@ _WANTED = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--api") == "v2":
+        for item in items:
+            if item.get_closest_marker("v1"):
+                item.add_marker(pytest.mark.skip(reason="proves a fact of v1"))
     if not config.getoption("--live"):
         return
     missing = [name for name in _WANTED if not os.environ.get(name)]

@@ -12,11 +12,11 @@ from doors import Door
 from sim_process import Simulator
 from t3_scenarios import refused
 
+pytestmark = pytest.mark.v1  # each dialect has its own set of safe names
+
 GOOD = [
-    "sp ace", " lead", "trail ", "-dash", "--help", "ünïcode-☃", "emoji😀", "star*", "ques?",
-    "dollar$HOME", "hash#1", "~tilde", "per%20cent", "plus+", "eq=", "comma,x",
-    "colon:x", "at@x", "brace{a,b}", "brack[1]", "excl!", "caret^", "x" * 255, "ä" * 127, "..dots",
-    "nbsp\xa0x",
+    "sp ace", " lead", "trail ", "-dash", "--help", "ünïcode-☃", "emoji😀", "*?$HOME",
+    "#~%20+=:@!^,", "brace{a,b}[1]", "~tilde", "x" * 255, "ä" * 127, "..dots", "nbsp\xa0x",
 ]  # fmt: skip
 BAD = [
     "two  spaces", "quo'te", 'dq"uote', "paren(1)", "amp&er", "semi;colon", "pipe|x", "lt<", "gt>",

@@ -279,6 +279,7 @@ def test_absolute_symlinks(door: Door, far: Any) -> None:
     assert "outside" not in far.names()
 
 
+@pytest.mark.v1
 @pytest.mark.simulator
 def test_a_fifo(door: Door, far: Any, simulator: Simulator) -> None:
     """Metadata: "Content calls go only to regular files after dereferencing: a FIFO hangs v1's
@@ -306,6 +307,7 @@ def test_a_fifo(door: Door, far: Any, simulator: Simulator) -> None:
 # Costs, clocks.
 
 
+@pytest.mark.v1
 @pytest.mark.simulator
 def test_a_directory_of_2000_files_is_one_listing(
     door: Door, far: Any, simulator: Simulator
@@ -329,6 +331,7 @@ def test_a_directory_of_2000_files_is_one_listing(
     assert calls.get("GET /utilities/stat", 0) <= 1  # what the listing's clock means
 
 
+@pytest.mark.v1
 @pytest.mark.simulator
 def test_a_posix_locale_in_another_time_zone(
     place: Place, far: Any, directory: str, tmp_path: Path

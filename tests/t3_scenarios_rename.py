@@ -18,7 +18,9 @@ MOMENTS = ["queued", "uploading", "clean"]
 def bring_to(moment: str, door: Door, simulator: Simulator, path: str, content: bytes) -> None:
     """A file of our own whose upload has not begun, is under way, or is over."""
     if moment == "uploading":
-        rule = {"match": "POST /utilities/upload", "times": 1, "action": {"delay": 0.6}}
+        v2 = bool(simulator.v2_url)
+        upload = "POST /filesystem/cluster/ops/upload" if v2 else "POST /utilities/upload"
+        rule = {"match": upload, "times": 1, "action": {"delay": 0.6}}
         (ident,) = simulator.faults([rule])
         door.write(path, content)
         wait_until(lambda: simulator.fired().get(ident), "the upload to begin")

@@ -238,7 +238,7 @@ def test_find_does_not_walk_what_is_ours(mount: Mount, far: Any) -> None:
     """The namespace: `.f7tfs/` is not listed, so that cp -r and find do not walk it."""
     far.mkdir("d")
     far.write("d/f", b"x")
-    found = set(mount.run("cd mnt; find .").stdout.split())
+    found = set(mount.run("cd mnt; find . -path ./jobs/\\* -prune -o -print").stdout.split())
     assert found == {".", "./d", "./d/f", "./jobs"}
 
 

@@ -72,8 +72,15 @@ CRASH_POINTS = [
 ]
 
 
-@pytest.mark.parametrize(("size", "call"), CRASH_POINTS)
-@pytest.mark.parametrize("target", ["new", "existing"])
+@pytest.mark.parametrize(
+    ("size", "call", "target"),
+    [(*point, "new") for point in CRASH_POINTS]
+    + [
+        (*point, "existing")
+        for point in CRASH_POINTS
+        if "rename" in point[1] or point[0] == "small"
+    ],
+)
 def test_kill_during_an_upload(
     mount: Mount, far: Any, simulator: Simulator, size: str, call: str, target: str
 ) -> None:
