@@ -109,7 +109,7 @@ def test_busy_mountpoint(mount: Mount, place: Place, directory: str) -> None:
 
 def test_a_bad_command_line(idle: Mount) -> None:
     """Exit 2: not understood."""
-    done = idle.f7tfs("mount", "no-colon-no-slash", str(idle.path))
+    done = idle.f7tfs("mount", "cluster:relative/path", str(idle.path))
     assert done.returncode == Exit.USAGE
     assert "Traceback" not in done.stderr
 

@@ -98,7 +98,7 @@ def code_of(error: BaseException) -> Exit:
 def sentence_of(error: BaseException) -> str:
     """What to tell the user of `error`, on one line."""
     text = " ".join(str(error).split())
-    if isinstance(error, errors.UnknownSystem) and error.known:
+    if isinstance(error, errors.UnknownSystem) and error.known and "offers" not in text:
         return f"{text}; this server offers: {', '.join(error.known)}"
     if isinstance(error, errors.Busy):
         return f"{text} (see: f7tfs status)"

@@ -74,6 +74,7 @@ class SpoolEntry:
         self.version = 1
         self.journaled = 0  # the generation that the journal knows
         self.writers = 0  # open handles that may write
+        self.is_moving = False  # a directory above it is being renamed on the cluster
         self.is_running = False  # an attempt is under way or waits for its place
         self.users = 0  # whoever needs the descriptor: handles and transfers
         self.hold = False  # its name is a temporary one: it stays here until it is renamed

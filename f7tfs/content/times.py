@@ -9,6 +9,8 @@ from __future__ import annotations
 from f7tfs.content.journal import Journal, TimesRecord
 from f7tfs.model import Fingerprint, RemotePath, is_within
 
+ANY = Fingerprint(size=-1, mtime=-1)  # of a directory, which our own uploads change
+
 
 class Times:
     def __init__(self, journal: Journal) -> None:
@@ -18,7 +20,9 @@ class Times:
     def mtime_ns(self, path: RemotePath, remote: Fingerprint) -> int:
         """The mtime to show for a remote file, in nanoseconds."""
         record = self._records.get(path)
-        if record is not None and record.remote.agrees(remote, ignore_ctime=True):
+        if record is not None and (
+            record.remote == ANY or record.remote.agrees(remote, ignore_ctime=True)
+        ):
             return record.mtime_ns
         return remote.mtime * 1_000_000_000
 
@@ -31,6 +35,20 @@ class Times:
 
     async def set(self, path: RemotePath, remote: Fingerprint, mtime_ns: int) -> None:
         await self._journal.write(self.note(path, remote, mtime_ns))
+
+    async def set_directory(self, path: RemotePath, mtime_ns: int) -> None:
+        """utimens on a directory: it holds until a name in it is changed here (`changed_in`), also
+        while uploads bring files into it on the cluster (rsync and tar set it last)."""
+        record = TimesRecord(id=path, remote=ANY, mtime_ns=mtime_ns)
+        self._records[path] = record
+        await self._journal.write(record)
+
+    async def changed_in(self, directory: RemotePath) -> None:
+        """A name was made, removed or changed in a directory: its time is the cluster's again."""
+        record = self._records.get(directory)
+        if record is not None and record.remote == ANY:
+            del self._records[directory]
+            await self._journal.write(drop=((TimesRecord, directory),))
 
     async def rename(self, source: RemotePath, target: RemotePath) -> None:
         moved = [path for path in self._records if is_within(path, source)]

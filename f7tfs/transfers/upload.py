@@ -77,9 +77,13 @@ class Uploads:
         """Forget a dirty file that was unlinked before it was published."""
         entry.version += 1  # an attempt under way publishes nothing
         journaled = entry.journaled > 0
-        self._spool.unlink(entry)
-        if journaled:
-            await self._spool.drop_record(entry)
+        self._spool.use(entry)  # its file outlives its record, never the other way round
+        try:
+            self._spool.unlink(entry)
+            if journaled:
+                await self._spool.drop_record(entry)
+        finally:
+            self._spool.leave(entry)
         if not entry.is_running:  # else the attempt cleans up once its call is over
             self.later(self._attempts.abandon, entry)
 
@@ -155,7 +159,11 @@ class Uploads:
         while True:
             now, next_due = trio.current_time(), float("inf")
             for entry in self._spool:
-                if entry.state not in {State.QUEUED, State.HELD} or entry.is_running:
+                if (
+                    entry.state not in {State.QUEUED, State.HELD}
+                    or entry.is_running
+                    or entry.is_moving
+                ):
                     continue
                 if entry.due > now:
                     next_due = min(next_due, entry.due)
@@ -174,7 +182,7 @@ class Uploads:
 
     async def _attempt(self, entry: SpoolEntry) -> None:
         self._spool.use(entry)
-        version = entry.version
+        version, path = entry.version, entry.path
         try:
             await self._attempts.run(entry)
             if entry.state is State.UPLOADING:  # written to while the last bytes were published
@@ -182,7 +190,8 @@ class Uploads:
         except Superseded:
             self._superseded(entry)
         except (F7tfsError, OSError) as error:
-            if entry.version != version:  # its directory was renamed, or it was written again
+            # Written again, or a directory above it got another name while the call was under way.
+            if entry.version != version or entry.path != path or entry.is_moving:
                 self._superseded(entry)
             else:
                 self._failed(entry, error)

@@ -313,6 +313,7 @@ class RemoteWing(Wing):
             else await self._find(path)
         )
         require(self._identity, attributes, WRITE | SEARCH, path)
+        await self._times.changed_in(path)
 
     # Names.
 
@@ -449,7 +450,10 @@ class RemoteWing(Wing):
             self._floors.cache.touch(path, attributes.fingerprint)
         if changes.mtime_ns is not None:
             self._namespace.require_name(path)
-            await self._times.set(path, attributes.fingerprint, changes.mtime_ns)
+            if attributes.is_directory:
+                await self._times.set_directory(path, changes.mtime_ns)
+            else:
+                await self._times.set(path, attributes.fingerprint, changes.mtime_ns)
 
     async def may(self, node: Node, mode: int) -> bool:
         path = self.path(node)

@@ -75,6 +75,8 @@ class Renaming:
         await self._times.forget(path)
 
     async def rmdir(self, path: RemotePath) -> None:
+        if self._floors.spool.at(path) is not None:
+            raise NotADirectory(path)
         attributes = await self._remote(path)
         if attributes is None:
             raise NotFound(path)
@@ -150,16 +152,24 @@ class Renaming:
     ) -> None:
         """The name exists on the cluster: it changes there, and dirty files below go along."""
         spool, uploads = self._floors.spool, self._floors.uploads
+        known = await self._remote(source)
+        is_directory = known is not None and known.is_directory
         if [one for one in spool.within(target) if one.path != target]:
-            raise NotEmpty(target)
-        if replaced is not None:
-            known = await self._remote(source)
-            if known is not None and known.is_directory:
-                raise NotADirectory(target)
-        async with self._removals.steady():
-            after = await self._namespace.rename(source, target, replace=replace)
-            await self._removals.exhume(target)  # what was buried there has been replaced
-            await self._removals.retarget(source, target)
+            raise NotEmpty(target) if is_directory else IsADirectory(target)
+        if replaced is not None and is_directory:
+            raise NotADirectory(target)
+        below = spool.within(source)
+        for entry in below:
+            entry.is_moving = True
+        try:
+            async with self._removals.steady():
+                after = await self._namespace.rename(source, target, replace=replace)
+                await self._removals.exhume(target)  # what was buried there has been replaced
+                await self._removals.retarget(source, target)
+        finally:
+            for entry in below:
+                entry.is_moving = False
+            uploads.hurry(())  # what became due meanwhile
         if replaced is not None:
             await uploads.discard(replaced)
         for entry in spool.within(source):
