@@ -19,7 +19,7 @@ from pathlib import Path
 import trio
 
 from f7tfs.content.disk import Disk, free_space, sync_directory, write_all
-from f7tfs.content.journal import Journal, UploadRecord
+from f7tfs.content.journal import Journal, Record, UploadRecord
 from f7tfs.errors import NoLocalSpace
 from f7tfs.model import Fingerprint, RemotePath, is_within
 
@@ -262,9 +262,7 @@ class Spool:
         if first:
             await self._disk.run(lambda: self._name_for_good(entry.id))
         if not entry.is_gone:
-            await self._journal.write(entry.record())
-            if entry.is_gone:  # unlinked while the record was written
-                await self._journal.write(drop=((UploadRecord, entry.id),))
+            await self.save(entry)
             entry.journaled = max(entry.journaled, generation)
 
     def _name_for_good(self, entry_id: str) -> None:
@@ -272,12 +270,20 @@ class Spool:
             self._unclosed(entry_id).rename(self.file_of(entry_id))
         sync_directory(self._directory)
 
-    async def save(self, entry: SpoolEntry) -> None:
-        """Journal the attempt's present facts (temporary name, ticket, expected fingerprint)."""
-        if not entry.is_gone:
-            await self._journal.write(entry.record())
-            if entry.is_gone:  # unlinked meanwhile: its record must not come back
-                await self._journal.write(drop=((UploadRecord, entry.id),))
+    async def save(
+        self,
+        entry: SpoolEntry,
+        *others: Record,
+        drop: tuple[tuple[type[Record], str], ...] = (),
+    ) -> None:
+        """Journal the attempt's present facts (temporary name, ticket, expected fingerprint), and
+        `others` with them. The record of an entry that is gone must not come back."""
+        if entry.is_gone:
+            await self._journal.write(*others, drop=drop)
+            return
+        await self._journal.write(*others, entry.record(), drop=drop)
+        if entry.is_gone:  # unlinked meanwhile
+            await self._journal.write(drop=((UploadRecord, entry.id),))
 
     def unlink(self, entry: SpoolEntry) -> None:
         """Forget a dirty file; open handles keep its bytes. The caller drops the record."""

@@ -158,7 +158,7 @@ class Attempts:
             entry.temporary = self._workplace.temporary_for(entry.path)
             entry.ticket, entry.form_sent = None, False
             entry.attempt_version, entry.is_adoptable = version, True
-            await self._journal.write(LitterRecord(id=entry.temporary), entry.record())
+            await self._spool.save(entry, LitterRecord(id=entry.temporary))
             self._require_current(entry, version)
         temporary = entry.temporary
         try:
@@ -223,7 +223,7 @@ class Attempts:
             entry.ticket, entry.form_sent = msgspec.json.encode(ticket).decode(), False
             if target == entry.temporary:  # in place it is the user's file, and no litter
                 until = time.time() + self._cluster.capabilities.link_lifetime
-                await self._journal.write(LitterRecord(id=target, until=until), entry.record())
+                await self._spool.save(entry, LitterRecord(id=target, until=until))
             else:
                 await self._spool.save(entry)
         if not entry.form_sent:
@@ -451,7 +451,7 @@ class Attempts:
         times = self._times.note(path, remote, entry.mtime_ns)
         self._catalog.put(path, self._catalog.attributes_of(after))
         if entry.version != version:
-            await self._journal.write(times, entry.record(), drop=litter)
+            await self._spool.save(entry, times, drop=litter)
             return
         await self._journal.write(times, drop=((UploadRecord, entry.id), *litter))
         if entry.version != version or entry.state is not State.UPLOADING:
