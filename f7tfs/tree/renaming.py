@@ -14,6 +14,7 @@ from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
 from f7tfs.errors import (
     Exists,
+    InvalidArgument,
     IsADirectory,
     NotADirectory,
     NotEmpty,
@@ -90,6 +91,8 @@ class Renaming:
     async def rename(self, source: RemotePath, target: RemotePath, *, replace: bool) -> None:
         if source == target:
             return
+        if is_within(target, source):
+            raise InvalidArgument(f"{source} cannot become a part of itself")
         self._namespace.require_name(source)
         self._namespace.require_name(target)
         spool = self._floors.spool
