@@ -85,7 +85,6 @@ class SpoolEntry:
         self.attempts = 0
         self.error: str | None = None
         self.sent = 0  # bytes of the current attempt, for progress
-        self.times_set = False  # utimens came after the last write: a later flush keeps it
         # Of the attempt under way; they survive a restart through the journal.
         self.temporary: RemotePath | None = None
         self.ticket: str | None = None
@@ -141,18 +140,17 @@ class SpoolEntry:
 
     def write(self, offset: int, data: bytes) -> int:
         done = write_all(self.fd, data, offset)
-        self.mtime_ns = time.time_ns()
-        self.generation += 1
-        self.version += 1
-        self.times_set = False
+        self._changed()
         return done
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self.fd, size)
+        self._changed()
+
+    def _changed(self) -> None:
         self.mtime_ns = time.time_ns()
         self.generation += 1
         self.version += 1
-        self.times_set = False
 
 
 class Spool:

@@ -17,7 +17,16 @@ from f7tfs.errors import IsADirectory, NotFound, NotPermitted
 from f7tfs.model import Kind
 from f7tfs.tree.nodes import Node
 from f7tfs.tree.waiting import Callers
-from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, ReadOnlyText, Wing, wants_writing
+from f7tfs.tree.wing import (
+    Caller,
+    Changes,
+    Look,
+    OpenFile,
+    PassiveHandle,
+    ReadOnlyText,
+    Wing,
+    wants_writing,
+)
 
 OUTSIDE = "outside"  # where symlinks that leave the mount lead
 NAME = ".f7tfs"
@@ -92,10 +101,8 @@ class ControlWing(Wing):
         return await self.look(node)
 
 
-class _Lever:
+class _Lever(PassiveHandle):
     """Each write pulls once, with the text that was written."""
-
-    is_direct = True
 
     def __init__(
         self, pull: Callable[[str], Awaitable[None]], callers: Callers, caller: Caller
@@ -104,20 +111,8 @@ class _Lever:
         self._callers = callers
         self._pid = caller.pid
 
-    async def read(self, offset: int, size: int) -> bytes:
-        raise NotPermitted("a lever is written, not read")
-
     async def write(self, offset: int, data: bytes) -> int:
         text = data.decode(errors="surrogateescape").strip()
         with self._callers.interruptible(self._pid):
             await self._pull(text)
         return len(data)
-
-    async def flush(self, caller: Caller) -> None:
-        pass
-
-    async def sync(self) -> None:
-        pass
-
-    async def release(self) -> None:
-        pass

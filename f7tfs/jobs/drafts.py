@@ -64,7 +64,7 @@ class DraftHandle:
         flags: int,
         *,
         path: Path,
-        ended: Callable[[Draft, bool], Awaitable[None]],
+        ended: Callable[[Draft], Awaitable[None]],
     ) -> None:
         self.draft = draft
         self._path = path
@@ -86,7 +86,7 @@ class DraftHandle:
     async def flush(self, caller: Caller) -> None:
         draft = self.draft
         if self._writes and draft.is_dirty and draft.writers == 1 and not is_open(self._path):
-            await self._ended(draft, True)
+            await self._ended(draft)
 
     async def sync(self) -> None:
         pass
@@ -95,7 +95,7 @@ class DraftHandle:
         if self._writes:
             self.draft.writers -= 1
             if self.draft.writers == 0:
-                await self._ended(self.draft, False)
+                await self._ended(self.draft)
 
 
 def is_open(path: Path) -> bool:

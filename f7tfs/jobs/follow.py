@@ -18,7 +18,7 @@ from f7tfs.errors import NotFound, NotPermitted, TooLarge, Unsupported
 from f7tfs.model import Kind, RemotePath, Stat
 from f7tfs.transfers.download import Downloads
 from f7tfs.tree.waiting import Callers
-from f7tfs.tree.wing import Caller
+from f7tfs.tree.wing import Caller, PassiveHandle
 
 COPY = 1 << 20
 
@@ -110,10 +110,8 @@ class Output:
         self._file.close()
 
 
-class OutputHandle:
+class OutputHandle(PassiveHandle):
     """One open(2) of an output file."""
-
-    is_direct = True
 
     def __init__(self, output: Output, callers: Callers, caller: Caller) -> None:
         self._output = output
@@ -123,15 +121,3 @@ class OutputHandle:
     async def read(self, offset: int, size: int) -> bytes:
         with self._callers.interruptible(self._pid):
             return await self._output.read(offset, size)
-
-    async def write(self, offset: int, data: bytes) -> int:
-        raise NotPermitted("job output is written by the job")
-
-    async def flush(self, caller: Caller) -> None:
-        pass
-
-    async def sync(self) -> None:
-        pass
-
-    async def release(self) -> None:
-        pass

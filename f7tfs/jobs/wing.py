@@ -229,7 +229,7 @@ class JobsWing(Wing):
         self._drafts.setdefault(name, Draft(name, b"", permissions & ~caller.umask))
         return await self._look_at_root(name)
 
-    async def _ended(self, draft: Draft, in_close: bool) -> None:
+    async def _ended(self, draft: Draft) -> None:
         """The last writer is through. Called from flush and from release; whoever comes first with
         something new submits it."""
         turn = self._turns.setdefault(draft.name, trio.Lock())
@@ -320,7 +320,7 @@ class JobsWing(Wing):
         self._drafts[new_name] = draft
         if draft.writers == 0:
             draft.is_dirty = draft.is_dirty or bool(draft.content)
-            await self._ended(draft, True)
+            await self._ended(draft)
 
     def refuse_leaving(self, other: Wing) -> Exception:
         """EXDEV would make mv copy and then unlink, and the unlink would cancel the job."""

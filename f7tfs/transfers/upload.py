@@ -105,14 +105,13 @@ class Uploads:
         except Exception:
             log.exception("in the background")
 
-    def retry(self, entries: Collection[SpoolEntry] | None = None) -> int:
-        """Queue stuck files again, now; returns how many."""
-        chosen = [one for one in entries or self._spool if one.state is State.STUCK]
-        for entry in chosen:
-            self._requeue(entry, 0.0)
-            entry.attempts = 0
-            self.later(self._spool.save, entry)
-        return len(chosen)
+    def retry(self) -> None:
+        """Queue stuck files again, now."""
+        for entry in self._spool:
+            if entry.state is State.STUCK:
+                self._requeue(entry, 0.0)
+                entry.attempts = 0
+                self.later(self._spool.save, entry)
 
     def hurry(self, entries: Collection[SpoolEntry]) -> None:
         """No more delay for these: somebody waits."""

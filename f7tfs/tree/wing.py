@@ -142,16 +142,13 @@ class Wing:
         return {}
 
 
-class ReadOnlyText:
-    """An open handle on a text that was made at open."""
+class PassiveHandle:
+    """An open handle with nothing to write back."""
 
     is_direct = True
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
     async def read(self, offset: int, size: int) -> bytes:
-        return self._content[offset : offset + size]
+        raise NotPermitted("this file is written, not read")
 
     async def write(self, offset: int, data: bytes) -> int:
         raise NotPermitted("this file cannot be written")
@@ -164,6 +161,16 @@ class ReadOnlyText:
 
     async def release(self) -> None:
         pass
+
+
+class ReadOnlyText(PassiveHandle):
+    """An open handle on a text that was made at open."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return self._content[offset : offset + size]
 
 
 def wants_writing(flags: int) -> bool:
