@@ -18,6 +18,7 @@ import trio
 
 from f7tfs import __version__
 from f7tfs.api.connect import open_cluster, token_source
+from f7tfs.api.mover import Mover
 from f7tfs.api.port import Cluster, FileSystem
 from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
@@ -47,6 +48,7 @@ from f7tfs.operations import Door, Operations
 from f7tfs.service import recent_lines, sd_notify
 from f7tfs.transfers.attempt import Attempts
 from f7tfs.transfers.download import Downloads
+from f7tfs.transfers.links import Links
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.submit import Submissions
@@ -294,12 +296,13 @@ async def _assemble(
     downloads = Downloads(
         cluster,
         storage,
+        Mover(nursery, stall_timeout=config.stall_timeout),
         catalog,
         cache,
         workplace,
+        Links(cluster, storage, catalog, cache, workplace, stall_timeout=config.stall_timeout),
         nursery,
         parallel=config.parallel_transfers,
-        stall_timeout=config.stall_timeout,
         stage_limit=config.stage_limit,
     )
     attempts = Attempts(

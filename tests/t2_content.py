@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 import trio
 
 from f7tfs.content import spool as spool_module
-from f7tfs.content.cache import Cache
+from f7tfs.content.cache import Cache, Snapshot, _boot_id
 from f7tfs.content.disk import Disk, copy_bytes, sha256_of, write_all
+from f7tfs.content.extents import Extents
 from f7tfs.content.journal import Journal, LitterRecord, TimesRecord, UploadRecord
 from f7tfs.content.spool import ALLOWED, Spool, State
 from f7tfs.content.times import Times
@@ -265,8 +267,11 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
 
 def fill(cache: Cache, path: str, content: bytes, mtime: int = 1, *, racy: bool = False) -> Any:
     file = cache.create(RemotePath(path), Fingerprint(size=len(content), mtime=mtime))
-    file.append(content)
-    cache.finish(file, racy=racy)
+    cache.pin(file)
+    cache.promise(file, len(content))
+    cache.write(file, 0, content)
+    cache.finish(file, racy=racy, synced=True)
+    cache.unpin(file)
     cache.check()
     return file
 
@@ -321,18 +326,147 @@ def test_the_least_recently_used_goes_first(cache: Cache) -> None:
     assert len(list(cache._directory.glob("*.json"))) == len(cache)
 
 
-def test_only_complete_and_trusted_content_survives(cache: Cache) -> None:
+def part(cache: Cache, path: str, size: int, *ranges: tuple[int, bytes]) -> Any:
+    """A file of which only some ranges are here."""
+    file = cache.create(RemotePath(path), Fingerprint(size=size, mtime=1))
+    cache.pin(file)
+    for offset, data in ranges:
+        cache.promise(file, len(data))
+        cache.write(file, offset, data)
+    cache.check()
+    return file
+
+
+def test_only_trusted_content_survives(cache: Cache) -> None:
     """Reading: a file "changed within 2 s of its observation … is not trusted for later mounts"."""
     fill(cache, "/kept", b"kept")
     fill(cache, "/racy", b"racy", racy=True)
-    partial = cache.create(RemotePath("/partial"), Fingerprint(size=10, mtime=1))
-    partial.append(b"half")
     again = reopened(cache)
     assert find(again, "/kept", 4).read(0, 9) == b"kept"
     assert find(again, "/racy", 4) is None
-    assert find(again, "/partial", 10) is None
     assert len(list(again._directory.iterdir())) == 2
     again.close()
+
+
+def test_ranges_survive_with_their_link(cache: Cache) -> None:
+    """Reading: ranges land in a sparse file; "its link is reused over opens and remounts"."""
+    file = part(cache, "/partial", 100, (10, b"abcdef"), (50, b"xyz"))
+    file.snapshot = Snapshot("http://link", "ticket", 1.0, 100)
+    cache.unpin(file)
+    again = reopened(cache)
+    back = find(again, "/partial", 100)
+    assert [*back.held] == [(10, 16), (50, 53)]
+    assert back.read(11, 3) == b"bcd"
+    assert back.has(50, 3)
+    assert not back.has(50, 4)
+    assert not back.is_complete
+    assert back.snapshot == file.snapshot
+    assert again.used == 9
+    again.check()
+    again.close()
+
+
+def test_what_was_not_synced_ends_with_the_machine(cache: Cache) -> None:
+    """A power cut can keep a label and lose the bytes: such content is not trusted."""
+    fill(cache, "/synced", b"synced")
+    part(cache, "/partial", 100, (10, b"abcdef"))
+    loose = fill(cache, "/loose", b"loose")
+    loose.is_synced = False
+    cache.label(loose)
+    cache._boot = "another run of the machine"
+    for label in cache._directory.glob("*.json"):
+        label.write_bytes(label.read_bytes().replace(_boot_id().encode(), b"before"))
+    again = reopened(cache)
+    assert find(again, "/synced", 6).read(0, 9) == b"synced"
+    assert find(again, "/loose", 5) is None
+    assert find(again, "/partial", 100) is None
+    again.close()
+
+
+def test_the_room_is_made_before_bytes_are_asked_for(cache: Cache) -> None:
+    """Issue 4: "size limit … enforced at admission": what is promised counts."""
+    file = cache.create(PATH, Fingerprint(size=5 << 20, mtime=1))
+    cache.pin(file)
+    fill(cache, "/old", bytes(300))
+    cache.promise(file, 900)
+    assert find(cache, "/old", 300) is None
+    assert cache.used == 900
+    with pytest.raises(NoLocalSpace):
+        cache.promise(file, 2 << 20)
+    cache.promise(file, 1 << 20)  # one block is admitted beyond the limit: nobody waits for room
+    cache.release(file, 900 + (1 << 20))
+    cache.check()
+    assert cache.used == 0
+
+
+def test_an_open_file_gives_way_far_from_its_readers(tmp_path: Path) -> None:
+    """Issue 4: a file larger than the cache is read through it; "two readers cannot dead-lock each
+    other out of space"."""
+    block = 1 << 20
+    cache = Cache(tmp_path / "cache", Disk(), limit=8 * block, min_free=0)
+    size = 1000 * block
+    one = cache.create(RemotePath("/one"), Fingerprint(size=size, mtime=1))
+    two = cache.create(RemotePath("/two"), Fingerprint(size=size, mtime=1))
+    for file in (one, two):
+        cache.pin(file)
+        file.snapshot = Snapshot("http://link", "ticket", 1.0, size)
+    for index in range(20):
+        for file in (one, two):
+            at = index * block
+            file.readers["me"] = at
+            cache.promise(file, block)
+            cache.write(file, at, bytes([index]) * block)
+            assert file.read(at, 3) == bytes([index]) * 3
+            cache.check()
+            assert cache.used <= 9 * block
+            assert os.fstat(file.fd).st_blocks * 512 <= 10 * block
+    cache.close()
+
+
+def test_a_file_that_grew_counts_again_once_it_is_proven(cache: Cache) -> None:
+    """Reading: "same inode and only grown → … only the new tail is fetched"."""
+    for unchanged in (True, False):
+        file = cache.create(PATH, Fingerprint(size=6, mtime=1, ino=5))
+        cache.promise(file, 6)
+        cache.write(file, 0, b"abcdef")
+        longer = Fingerprint(size=9, mtime=2, ino=5)
+        assert cache.shorter(PATH, longer) is file
+        assert cache.shorter(PATH, Fingerprint(size=9, mtime=2, ino=6)) is None
+        assert cache.shorter(PATH, Fingerprint(size=5, mtime=2, ino=5)) is None
+        cache.grow(file, longer)
+        assert not file.has(0, 1)
+        assert cache.find(PATH, longer) is file
+        cache.check()
+        cache.prove(file, unchanged=unchanged)
+        assert file.has(0, 6) is unchanged
+        assert cache.used == (6 if unchanged else 0)
+        cache.check()
+        cache.forget(PATH)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_extents_against_a_set_of_bytes(seed: int) -> None:
+    """The block map says of every byte what a plain set says."""
+    dice, extents, plain = random.Random(seed), Extents(), set[int]()
+    for _ in range(500):
+        start = dice.randrange(60)
+        end = start + dice.randrange(12)
+        some = set(range(start, end))
+        if dice.random() < 0.6:
+            assert extents.add(start, end) == len(some - plain)
+            plain |= some
+        else:
+            assert extents.discard(start, end) == len(some & plain)
+            plain -= some
+        assert extents.total == len(plain)
+        assert {at for first, last in extents for at in range(first, last)} == plain
+        ranges = [*extents]
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(ranges))
+        assert extents.holds(start, end) is (some <= plain)
+        missing = {at for first, last in extents.gaps(start, end) for at in range(first, last)}
+        assert missing == some - plain
+        inside = {at for first, last in extents.within(start, end) for at in range(first, last)}
+        assert inside == some & plain
 
 
 def test_a_cache_file_of_wrong_size_is_not_trusted(cache: Cache) -> None:
@@ -393,9 +527,10 @@ def test_readers_wait_for_growth(cache: Cache) -> None:
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reader)
-                for part in (b"01234", b"56789"):
+                cache.promise(file, 10)
+                for at, some in ((5, b"56789"), (0, b"01234")):
                     await trio.lowlevel.checkpoint()
-                    file.append(part)
+                    cache.write(file, at, some)
 
     trio.run(main)
     assert seen == [b"0123456789"]

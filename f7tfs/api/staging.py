@@ -80,7 +80,7 @@ class StagingArea:
             if reply.status == 416:
                 return FetchResult(await _size_of_416(reply), etag, 0)
             if reply.status not in {200, 206}:
-                raise _refusal(reply.status, await reply.text())
+                raise refusal(reply.status, await reply.text())
             first, expected, total = _extent(reply, start)
             skip = start - first
             wanted = None if expected is None else expected - skip
@@ -121,7 +121,7 @@ class StagingArea:
                 content=body,
             )
         if reply.status not in {200, 201, 204}:
-            raise _refusal(reply.status, reply.body.decode(errors="replace"))
+            raise refusal(reply.status, reply.body.decode(errors="replace"))
 
     async def send_parts(
         self,
@@ -167,7 +167,7 @@ class StagingArea:
                     return  # an earlier try went through and its reply was lost
                 if reply.status == 200 and code and code[1] in {"InternalError", "SlowDown"}:
                     raise Unreachable(f"the object store answered {code[1]} at the end")
-                raise _refusal(reply.status, text)
+                raise refusal(reply.status, text)
             except (Unreachable, Stalled) as error:
                 if attempt == TRIES - 1:
                     raise
@@ -239,7 +239,7 @@ class _Parts:
                 "PUT", self._urls[index], params={}, headers={}, length=length, content=content
             )
         if reply.status not in {200, 201, 204}:
-            raise _refusal(reply.status, reply.body.decode(errors="replace"))
+            raise refusal(reply.status, reply.body.decode(errors="replace"))
         etag = reply.headers.get("etag", "")
         if not etag:
             raise ServerError("the object store gave no ETag for a part")
@@ -309,7 +309,8 @@ async def _size_of_416(reply: Streamed) -> int | None:
     return int(told[1]) if told else None
 
 
-def _refusal(status: int, text: str) -> F7tfsError:
+def refusal(status: int, text: str) -> F7tfsError:
+    """What an answer of the object store that is no success means."""
     found = _CODE.search(text)
     code = found[1] if found else ""
     said = f"the object store answered {status} {code}".rstrip()

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -68,6 +70,26 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> int:
             raise NoLocalSpace("the local disk accepts no more bytes")
         done += written
     return done
+
+
+_KEEP_SIZE_AND_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE of fallocate(2)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give the disk back what a file holds in this range. Raises OSError where the file system
+    cannot."""
+    if _fallocate()(fd, _KEEP_SIZE_AND_PUNCH, offset, length) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+@functools.cache
+def _fallocate() -> Callable[[int, int, int, int], int]:
+    """fallocate(2) with flags, which the standard library does not have."""
+    function = ctypes.CDLL(None, use_errno=True).fallocate
+    function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    found: Callable[[int, int, int, int], int] = function
+    return found
 
 
 def sync_directory(path: Path) -> None:

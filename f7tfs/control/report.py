@@ -82,7 +82,7 @@ class Report:
                 "direction": "download",
                 "state": flight.state,
                 "size": flight.content.size,
-                "done": flight.content.filled,
+                "done": flight.content.held.total,
                 "since": flight.since,
             }
             for flight in self._downloads.flights

@@ -21,6 +21,7 @@ from f7tfs.errors import Changed, NoLocalSpace
 from f7tfs.model import Attributes, Fingerprint, RemotePath
 from f7tfs.transfers.attempt import conflict_name
 from f7tfs.transfers.download import Downloads
+from f7tfs.transfers.readahead import ReadAhead
 from f7tfs.transfers.upload import Uploads
 from f7tfs.tree.waiting import Callers
 from f7tfs.tree.wing import Caller
@@ -183,7 +184,7 @@ class Shared:
         content = self.content if self.content is not None else self.use_content()
         if not content.is_complete:
             with self._floors.callers.interruptible(pid):
-                await self._floors.downloads.wait(content, 0, content.size)
+                await self._floors.downloads.all_of(content)
         self._floors.reserve(content.size)
         await self._floors.disk.copy(content.fd, entry.fd, content.size)
 
@@ -217,6 +218,8 @@ class RemoteHandle:
         self._refresh = refresh
         self._released = released
         self._counted: SpoolEntry | None = None  # the entry that counts this handle as a writer
+        self._window = ReadAhead()
+        self._reads: CacheFile | None = None
         shared.handles += 1
         if shared.entry is not None:
             self._count(shared.entry)
@@ -229,12 +232,23 @@ class RemoteHandle:
         if offset + size > content.size > 0:  # at the end: has it grown?
             await self._refresh(shared)
             content = shared.use_content()
-        if not content.has(offset, size):
-            with self._floors.callers.interruptible(self._pid):
-                await self._floors.downloads.wait(content, offset, size)
-            if shared.entry is not None:  # written to while we waited
-                return os.pread(shared.entry.fd, size, offset)
+        if content is not self._reads:
+            self._read_no_more()
+            self._reads = content
+        if not content.is_complete:
+            until = self._window.note(offset, size)
+            self._floors.downloads.ahead(content, self, offset, size, until)
+            if not content.has(offset, size):
+                with self._floors.callers.interruptible(self._pid):
+                    await self._floors.downloads.need(content, self, offset, size, until)
+                if shared.entry is not None:  # written to while we waited
+                    return os.pread(shared.entry.fd, size, offset)
         return content.read(offset, size)
+
+    def _read_no_more(self) -> None:
+        if self._reads is not None:
+            self._floors.downloads.leave(self._reads, self)
+            self._reads = None
 
     async def write(self, offset: int, data: bytes) -> int:
         entry = await self.dirty(keep=True)
@@ -277,6 +291,7 @@ class RemoteHandle:
         """The last descriptor is gone: the upload becomes due."""
         entry, shared = self._counted, self.shared
         shared.handles -= 1
+        self._read_no_more()
         try:
             if entry is not None:
                 entry.writers -= 1

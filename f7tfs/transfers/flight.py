@@ -1,0 +1,97 @@
+"""What is under way for one version of one remote file, and for whom."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import trio
+
+from f7tfs.content.cache import BLOCK, Cache, CacheFile
+from f7tfs.content.extents import Extents
+from f7tfs.errors import F7tfsError
+
+PIECE = 8 * BLOCK  # bytes; the largest range of one request
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """What one reader waits for, [start, end), and up to where the file may come ahead of it."""
+
+    start: int
+    end: int
+    until: int
+
+
+class Flight:
+    """One per content while anything of it is on its way. Goals come from readers; pieces are
+    begun for them in `transfers/download.py`."""
+
+    def __init__(self, content: CacheFile) -> None:
+        self.content = content
+        self.since = time.time()
+        self.state = "waiting"  # for status
+        self.goals: dict[object, Goal] = {}
+        self.pending = Extents()
+        self.active = 0  # pieces under way
+        self.failure: F7tfsError | None = None
+        self.turn = trio.Lock()  # who stages, or proves, or downloads the whole
+
+    def note(self, state: str) -> None:
+        self.state = state
+
+    def missing(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Neither here nor on its way."""
+        held = self.content.held.gaps(start, end)
+        return [gap for range_ in held for gap in self.pending.gaps(*range_)]
+
+    def next_piece(self, parallel: int) -> tuple[int, int, bool] | None:
+        """(start, end, urgent) of what should be begun now. What somebody waits for is begun
+        whatever else is under way; the rest, `parallel` pieces at a time."""
+        size = self.content.size
+        later: tuple[int, int, bool] | None = None
+        for goal in self.goals.values():
+            start = goal.start // BLOCK * BLOCK
+            for first, last in self.missing(start, min(goal.until, size)):
+                piece = first, min(last, first + PIECE)
+                if first < min(goal.end, start + 2 * BLOCK):
+                    return (*piece, True)
+                if self.active < parallel:
+                    later = later or (*piece, False)
+                break
+        return later
+
+
+class Piece:
+    """One range on its way, and the room that was promised for what has not arrived of it."""
+
+    def __init__(self, cache: Cache, content: CacheFile, start: int, end: int) -> None:
+        """Raises NoLocalSpace."""
+        self._cache = cache
+        self._content = content
+        self.start, self.end = start, end
+        self.at = start  # what arrived, in order
+        cache.promise(content, end - start)
+        self._left = end - start
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Raises OSError (ENOSPC), NoLocalSpace."""
+        self._expect(len(data))
+        self._cache.write(self._content, offset, data)
+        self._left -= len(data)
+        self.at = offset + len(data)
+
+    def arrived(self, start: int, end: int) -> None:
+        """Somebody else has put bytes into the file."""
+        self._expect(end - start)
+        self._cache.arrived(self._content, start, end)
+        self._left -= end - start
+        self.at = end
+
+    def _expect(self, size: int) -> None:
+        if size > self._left:  # another version, and longer
+            self._cache.promise(self._content, size - self._left)
+            self._left = size
+
+    def end_now(self) -> None:
+        self._cache.release(self._content, self._left)
+        self._left = 0
