@@ -295,7 +295,9 @@ class Downloads:
                 self._mover.warm_up()
                 snapshot = await self._links.stage(content, flight.note)
         flight.note("downloading")
+        began = trio.current_time()
         await self._read(flight, piece, snapshot)
+        flight.note_rate(piece.end - piece.start, trio.current_time() - began)
 
     async def _download(self, flight: Flight, piece: Piece) -> bool:
         """The whole by one call. A body of another length belongs to another version: the

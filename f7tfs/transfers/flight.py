@@ -11,7 +11,8 @@ from f7tfs.content.cache import BLOCK, Cache, CacheFile
 from f7tfs.content.extents import Extents
 from f7tfs.errors import F7tfsError
 
-PIECE = 8 * BLOCK  # bytes; the largest range of one request
+PIECE = 32 * BLOCK  # bytes; the largest range of one request
+QUICK = 200e6  # bytes per second, of one range, at which more at once only compete for the CPU
 
 
 class Goal(msgspec.Struct, frozen=True):
@@ -33,11 +34,18 @@ class Flight:
         self.goals: dict[object, Goal] = {}
         self.pending = Extents()
         self.active = 0  # pieces under way
+        self._is_quick = False
         self.failure: F7tfsError | None = None
         self.turn = trio.Lock()  # who stages, or proves, or downloads the whole
 
     def note(self, state: str) -> None:
         self.state = state
+
+    def note_rate(self, size: int, seconds: float) -> None:
+        """A range took so long. Many small ranges at once help over latency; over a quick link few
+        large ones do (docs/decisions/0010)."""
+        if size >= 4 * BLOCK:
+            self._is_quick = size > QUICK * seconds
 
     def missing(self, start: int, end: int) -> list[tuple[int, int]]:
         """Neither here nor on its way."""
@@ -48,14 +56,17 @@ class Flight:
         """(start, end, urgent) of what should be begun now. What somebody waits for is begun
         whatever else is under way; the rest, `parallel` pieces at a time."""
         size = self.content.size
+        parallel, largest = (2, PIECE) if self._is_quick else (parallel, PIECE // 4)
         later: tuple[int, int, bool] | None = None
         for goal in self.goals.values():
-            start = goal.start // BLOCK * BLOCK
-            for first, last in self.missing(start, min(goal.until, size)):
-                piece = first, min(last, first + PIECE)
+            start, until = goal.start // BLOCK * BLOCK, min(goal.until, size)
+            for first, last in self.missing(start, until):
+                piece = first, min(last, first + largest)
                 if first < min(goal.end, start + 2 * BLOCK):
                     return (*piece, True)
-                if self.active < parallel:
+                # The window moves on with every read: large ranges are worth waiting for.
+                worthwhile = last < until or until == size or last - first >= largest
+                if self.active < parallel and (worthwhile or 2 * (last - first) > until - start):
                     later = later or (*piece, False)
                 break
         return later
