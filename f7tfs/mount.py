@@ -385,11 +385,20 @@ async def _assemble(
     async def retry(_: str) -> None:
         uploads.retry()
 
+    async def fetch(path: str) -> None:
+        where = join(root, path.strip("/"))
+        if ".." in path.split("/"):
+            raise NotFound(path)
+        if spool.at(where) is None:
+            attributes = await catalog.attributes(where, fresh=True)
+            async with downloads.complete(where, attributes, unlimited=True):
+                log.info("%s is in the cache", where)
+
     overlays[CONTROL] = ControlWing(
         report,
         callers,
         log=recent_lines,
-        levers={"flush": flush, "refresh": refresh, "retry": retry},
+        levers={"flush": flush, "refresh": refresh, "retry": retry, "fetch": fetch},
     )
     mounted.tree = Tree(remote, overlays, callers)
     nursery.start_soon(keep_running, callers.watch)

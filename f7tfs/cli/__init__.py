@@ -21,6 +21,7 @@ _COMMANDS = {
     "systems": ("f7tfs.cli.systems", "List the systems that the URL offers."),
     "status": ("f7tfs.cli.status", "Show mounts, uploads and jobs."),
     "sync": ("f7tfs.cli.sync", "Wait until everything is on the cluster."),
+    "fetch": ("f7tfs.cli.fetch", "Bring files into the local cache."),
     "demo": ("f7tfs.cli.demo", "Show it all on a simulated cluster."),
     "simulate": ("f7tfs.cli.simulate", "Serve a simulated cluster over a local folder."),
 }

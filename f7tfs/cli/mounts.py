@@ -139,6 +139,15 @@ def require(path: str | Path) -> tuple[Mount, Status]:
     return mount, status_of(mount)
 
 
+def holding(path: str) -> Mount:
+    """The f7tfs mount that `path` lies in; Failure when there is none that answers."""
+    mount = mount_holding(resolve(path))
+    if mount is None or not mount.looks_ours:
+        raise Failure(Exit.NOT_F7TFS, f"{path} is not in an f7tfs mount")
+    status_of(mount)
+    return mount
+
+
 def status_of(mount: Mount) -> Status:
     """Like `read_status`, with a sentence for the user when there is no answer."""
     where = mount.mountpoint
@@ -170,12 +179,12 @@ def left_in(status: Status) -> int:
 
 # Waiting.
 
-_FLUSH = """
+_PULL = """
 import os, sys
 try:
     fd = os.open(sys.argv[1], os.O_WRONLY)
     try:
-        os.write(fd, b"flush\\n")
+        os.write(fd, os.fsencode(sys.argv[2]) + b"\\n")
     finally:
         os.close(fd)
 except OSError as error:
@@ -193,13 +202,11 @@ def _child(argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def flush(mount: Mount, tick: Callable[[], None]) -> int:
-    """Block until everything is on the cluster, calling `tick` a few times a second.
-
-    Returns 0, or the errno that the flush ended with (EIO: something is stuck).
-    """
-    argv = [sys.executable, "-I", "-S", "-c", _FLUSH, f"{mount.mountpoint}/.f7tfs/flush"]
-    with _child(argv) as process:
+def pull(mount: Mount, lever: str, text: str, tick: Callable[[], None]) -> int:
+    """Write `text` to a lever in `.f7tfs/` and block until it has done its work, calling `tick` a
+    few times a second. Returns 0, or the errno that it ended with."""
+    place = f"{mount.mountpoint}/.f7tfs/{lever}"
+    with _child([sys.executable, "-I", "-S", "-c", _PULL, place, text]) as process:
         while True:
             try:
                 return process.wait(timeout=0.25)

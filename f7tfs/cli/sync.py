@@ -18,15 +18,7 @@ def command(path: str | None) -> None:
 
     Without PATH: the mount of the working directory, else the only mount.
     """
-    waiting.wait_for_uploads(_holding(path) if path is not None else _default())
-
-
-def _holding(path: str) -> mounts.Mount:
-    mount = mounts.mount_holding(mounts.resolve(path))
-    if mount is None or not mount.looks_ours:
-        raise Failure(Exit.NOT_F7TFS, f"{path} is not in an f7tfs mount")
-    mounts.status_of(mount)
-    return mount
+    waiting.wait_for_uploads(mounts.holding(path) if path is not None else _default())
 
 
 def _default() -> mounts.Mount:

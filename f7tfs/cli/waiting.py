@@ -1,4 +1,4 @@
-"""Waiting for uploads, in a way that the user can see and leave."""
+"""Waiting for uploads and downloads, in a way that the user can see and leave."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def items_of(status: mounts.Status, *states: str) -> list[dict[str, Any]]:
 
 def wait_for_uploads(mount: mounts.Mount) -> None:
     """Return when everything of `mount` is on the cluster; Failure when something is stuck."""
-    with _teller(mount) as tick:
-        error = mounts.flush(mount, tick)
+    with teller(mount, _describe, _Amounts().of) as tick:
+        error = mounts.pull(mount, "flush", "flush", tick)  # EIO: something is stuck
     if error == 0:
         return
     status = mounts.status_of(mount)
@@ -57,16 +57,23 @@ def wait_for_uploads(mount: mounts.Mount) -> None:
     )
 
 
+Describe = Callable[[mounts.Status], str]
+Measure = Callable[[mounts.Status], tuple[int, int]]  # bytes done, and in all
+
+
 @contextlib.contextmanager
-def _teller(mount: mounts.Mount) -> Iterator[Callable[[], None]]:
+def teller(
+    mount: mounts.Mount, describe: Describe, measure: Measure
+) -> Iterator[Callable[[], None]]:
+    """A function to call a few times a second, which tells the user of the progress."""
     if sys.stderr.isatty():
-        with _progress_bar(mount) as tick:
+        with _progress_bar(mount, describe, measure) as tick:
             yield tick
     else:
-        yield _lines(mount)
+        yield _lines(mount, describe)
 
 
-def _lines(mount: mounts.Mount) -> Callable[[], None]:
+def _lines(mount: mounts.Mount, describe: Describe) -> Callable[[], None]:
     next_line = time.monotonic() + _FIRST_LINE
 
     def tick() -> None:
@@ -75,7 +82,7 @@ def _lines(mount: mounts.Mount) -> Callable[[], None]:
             return
         next_line = time.monotonic() + _NEXT_LINE
         with contextlib.suppress(mounts.Dead, mounts.Silent, mounts.NotOurs):
-            click.echo(f"f7tfs: {_describe(mounts.read_status(mount))}", err=True)
+            click.echo(f"f7tfs: {describe(mounts.read_status(mount))}", err=True)
 
     return tick
 
@@ -87,8 +94,23 @@ def _describe(status: mounts.Status) -> str:
     return f"{text}: {reasons[0]}" if reasons else text
 
 
+class _Amounts:
+    """How much is uploaded of the most that was ever due."""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def of(self, status: mounts.Status) -> tuple[int, int]:
+        sent = sum(int(item.get("sent") or 0) for item in items_of(status))
+        left = max(0, int(mounts.uploads_of(status).get("bytes") or 0) - sent)
+        self._total = max(self._total, left)
+        return self._total - left, self._total
+
+
 @contextlib.contextmanager
-def _progress_bar(mount: mounts.Mount) -> Iterator[Callable[[], None]]:
+def _progress_bar(
+    mount: mounts.Mount, describe: Describe, measure: Measure
+) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -98,21 +120,15 @@ def _progress_bar(mount: mounts.Mount) -> Iterator[Callable[[], None]]:
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
     )
-    total = 0
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("waiting for uploads", total=None)
+        task = progress.add_task("waiting", total=None)
 
         def tick() -> None:
-            nonlocal total
             try:
                 status = mounts.read_status(mount)
             except (mounts.Dead, mounts.Silent, mounts.NotOurs):
                 return
-            sent = sum(int(item.get("sent") or 0) for item in items_of(status))
-            left = max(0, int(mounts.uploads_of(status).get("bytes") or 0) - sent)
-            total = max(total, left)
-            progress.update(
-                task, description=_describe(status), total=total, completed=total - left
-            )
+            done, total = measure(status)
+            progress.update(task, description=describe(status), total=total, completed=done)
 
         yield tick

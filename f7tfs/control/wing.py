@@ -2,7 +2,7 @@
 
 Writing to `flush` waits until everything is on the cluster and fails with EIO if something is
 stuck; `refresh` takes a path below the mount and drops its cached metadata; `retry` queues what is
-stuck again.
+stuck again; `fetch` takes a path and waits until the file is in the cache, whatever its size.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class _Lever(PassiveHandle):
         self._pid = caller.pid
 
     async def write(self, offset: int, data: bytes) -> int:
-        text = data.decode(errors="surrogateescape").strip()
+        text = os.fsdecode(data).removesuffix("\n")
         with self._callers.interruptible(self._pid):
             await self._pull(text)
         return len(data)
