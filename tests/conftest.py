@@ -305,3 +305,23 @@ def tree_door(place: Place, directory: str, folder: Path, **options: Any) -> Ite
     finally:
         made.remove()
         shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(params=["tree", "mount"])
+def door_with(
+    request: pytest.FixtureRequest,
+    place: Place,
+    directory: str,
+    mount_with: Callable[..., Mount],
+    tmp_path: Path,
+) -> Iterator[Callable[..., Door]]:
+    """Both doors with options: `door_with(listing_ttl=0.3)`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: Any) -> Door:
+            if request.param == "tree":
+                return stack.enter_context(tree_door(place, directory, tmp_path, **options))
+            options = {"jobs.enabled": "false", **options}
+            return MountDoor(mount_with(directory, **options))
+
+        yield make

@@ -3,43 +3,20 @@ symlinks, odd files, other clocks."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Place, tree_door
-from doors import Door, MountDoor, holding
-from mounting import Mount
+from doors import Door, holding
 from sim_process import Simulator
 from t3_scenarios import data_of, refused
 from waits import wait_until
-
-
-@pytest.fixture(params=["tree", "mount"])
-def door_with(
-    request: pytest.FixtureRequest,
-    place: Place,
-    directory: str,
-    mount_with: Callable[..., Mount],
-    tmp_path: Path,
-) -> Iterator[Callable[..., Door]]:
-    """Both doors with options: `door_with(listing_ttl=0.3)`."""
-    with contextlib.ExitStack() as stack:
-
-        def make(**options: Any) -> Door:
-            if request.param == "tree":
-                return stack.enter_context(tree_door(place, directory, tmp_path, **options))
-            options = {"jobs.enabled": "false", **options}
-            return MountDoor(mount_with(directory, **options))
-
-        yield make
-
 
 # Somebody else changes the cluster.
 
