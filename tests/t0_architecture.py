@@ -76,7 +76,7 @@ def test_owners(path: Path) -> None:
     if "pyfuse3" in used:
         assert relative == "operations.py"
     if "httpx" in used:
-        assert relative in {"api/http.py", "api/mover.py"}
+        assert relative == "api/http.py"
     if {"content", "api"} <= own:
         assert part_of(path) in {"transfers", "mount"}
 
