@@ -37,12 +37,11 @@ from f7tfs.errors import (
 )
 from f7tfs.model import Attributes, Fingerprint, Kind, RemotePath
 from f7tfs.transfers.flight import Flight, Goal, Piece
-from f7tfs.transfers.links import RENEWALS, VERSIONS, Links
+from f7tfs.transfers.links import LOSSES, RENEWALS, VERSIONS, Links
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.zone import LARGEST_OFFSET, QUARTER
 
 log = logging.getLogger("f7tfs.download")
-LOSSES = 5  # lost connections in a row that gave no byte
 TAIL = BLOCK  # bytes that a file may have grown by, for the new ones to come in one call
 OVERLAP = 4096  # bytes of a file that grew which are compared with what is here
 

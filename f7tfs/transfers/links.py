@@ -19,12 +19,14 @@ from f7tfs.catalog import Catalog
 from f7tfs.content.cache import Cache, CacheFile, Snapshot
 from f7tfs.errors import Changed, F7tfsError, LinkExpired
 from f7tfs.model import Kind
-from f7tfs.transfers.follow import follow, pause, staging_failed
+from f7tfs.transfers.follow import follow, staging_failed, staging_pause
 from f7tfs.transfers.workplace import Workplace
 
 log = logging.getLogger("f7tfs.download")
 VERSIONS = 3  # how often a file may change under a download before the reader is told
 MARGIN = 60.0  # seconds before its end at which a link is not begun with any more
+CHECK = 2.0  # seconds without an answer of a link that lags, until the job is looked at
+LOSSES = 5  # lost connections in a row that gave no byte
 RENEWALS = 3  # of one snapshot in a row that gave no byte
 
 
@@ -93,6 +95,7 @@ class Links:
                 ticket,
                 lambda seen: seen.phase in {Phase.READY, Phase.FAILED, Phase.WITHDRAWN},
                 stall_timeout=self._stall_timeout,
+                is_awaited=True,
             )
             if progress.phase is not Phase.READY or progress.link is None:
                 raise staging_failed(content.path, progress)
@@ -104,22 +107,24 @@ class Links:
         """The object's size, by its first byte. Where the link lags, it is asked itself until it
         answers (v2 FACTS §7), and the scheduler now and then whether the job has failed."""
         assert progress.link is not None
-        began, looks = trio.current_time(), 0
+        began = trio.current_time()
+        check, failures = CHECK, 0
         while True:
+            waited = trio.current_time() - began
             try:
                 found = await self._storage.fetch(progress.link, lambda _: None, start=0, length=1)
                 return content.size if found.total_size is None else found.total_size
             except LinkExpired:
-                late = trio.current_time() - began > self._stall_timeout
-                if not progress.link_lags or late:
+                if not progress.link_lags or waited > self._stall_timeout:
                     raise
             except F7tfsError as error:
-                if not error.transient or looks > 5:
+                failures += 1
+                if not error.transient or failures > LOSSES:
                     raise
                 log.info("%s: %s", content.path, error)
-            await trio.sleep(pause(looks))
-            looks += 1
-            if progress.link_lags and looks % 5 == 0:
+            await trio.sleep(staging_pause(waited))
+            if progress.link_lags and waited > check:
+                check = waited + min(waited, 30.0)
                 now = await self._cluster.progress(ticket)
                 if now.phase in {Phase.FAILED, Phase.WITHDRAWN}:
                     raise staging_failed(content.path, now)
