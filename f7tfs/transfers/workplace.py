@@ -44,26 +44,38 @@ def archive_of(
     name: str,
     *,
     symlink: str | None = None,
-    hard_link: str | None = None,
     content: bytes = b"",
     permissions: int = 0o644,
     mtime: int | None = None,
 ) -> bytes:
-    """A tar of one member: a symlink to any target, a hard link (`hard_link` and `name` relative
-    to the extraction directory), or a regular file."""
+    """A tar of one member: a symlink to any target, or a regular file."""
     member = tarfile.TarInfo(name)
     member.mtime = int(time.time()) if mtime is None else mtime
     if symlink is not None:
         member.type, member.linkname, member.mode = tarfile.SYMTYPE, symlink, 0o777
-    elif hard_link is not None:
-        member.type, member.linkname, member.mode = tarfile.LNKTYPE, hard_link, permissions
     else:
         member.size, member.mode = len(content), permissions
+    return _tar((member, content))
+
+
+def archive_of_links(*links: tuple[str, str]) -> bytes:
+    """A tar of hard links (name, existing file), relative to the extraction directory."""
+    members = []
+    for name, existing in links:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname, member.mode = tarfile.LNKTYPE, existing, 0o644
+        member.mtime = int(time.time())
+        members.append((member, b""))
+    return _tar(*members)
+
+
+def _tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(
         fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape"
     ) as archive:
-        archive.addfile(member, io.BytesIO(content))
+        for member, content in members:
+            archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
