@@ -193,6 +193,11 @@ class Catalog:
             return await self._followed(path)
         raise NotFound(path)
 
+    def is_signpost(self, path: RemotePath) -> bool:
+        """Whether a directory only leads to the file systems: nothing in it is ever changed, nor
+        is it itself, whatever the remote user might do there."""
+        return path in self._on_the_way
+
     def _signpost(self) -> Attributes:
         """A directory of nobody, where nobody may write."""
         return Attributes(

@@ -292,7 +292,9 @@ async def _assemble(
         catalog.seed(view.home, view.owner)
     machine = f"{_journal_key(config, identity)}\n{config.hostname}"
     workplace = Workplace(cluster, catalog, journal, root=view.home, key=machine)
-    namespace = Namespace(cluster, catalog, workplace, journal, stall_timeout=config.stall_timeout)
+    namespace = Namespace(
+        cluster, catalog, workplace, journal, identity, stall_timeout=config.stall_timeout
+    )
     downloads = Downloads(
         cluster,
         storage,

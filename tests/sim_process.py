@@ -151,6 +151,10 @@ class Simulator:
         """While they are held, no job starts."""
         self._control("POST", "jobs", {"hold": held})
 
+    def refuse_links(self, refuse: str | None = "EPERM", *, across: bool = False) -> None:
+        """The cluster's file system makes no hard links, until faults are cleared."""
+        self._control("POST", "links", {"refuse": refuse, "across": across})
+
     def injections(self) -> list[str]:
         """Commands that a path would have run besides the v2 server's own."""
         return list(self._control("GET", "injections")["injections"])

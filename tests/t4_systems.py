@@ -154,6 +154,44 @@ def test_nothing_is_created_on_the_way(served: Simulator, whole: Mount) -> None:
     whole.assert_quiet()
 
 
+def test_the_way_itself_is_never_changed(served: Simulator, whole: Mount) -> None:
+    """Metadata: what is only on the way is refused here, as a directory of somebody else's in a
+    read-only one; no call is sent."""
+    change_the_way(served, whole)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be root on the cluster")
+@pytest.mark.parametrize("api", ["v1", "v2"])
+def test_not_even_by_root(api: str) -> None:
+    with (
+        running_simulator(api=api, user="root") as simulator,
+        Mount(simulator.system, credentials_of(simulator)) as mount,
+    ):
+        change_the_way(simulator, mount.start())
+        refused(mount, errno.EACCES, os.mkdir, inside(mount, simulator.root) / "new")
+
+
+def change_the_way(simulator: Simulator, mount: Mount) -> None:
+    root, home = inside(mount, simulator.root), inside(mount, simulator.home)
+    mount.call(os.listdir, home)  # what is there is known
+    look(mount, root / "scratch")
+    before, mode = mount.status()["api"]["total"], simulator.root.stat().st_mode
+    for directory in (mount.path, root):
+        refused(mount, errno.EPERM, os.chmod, directory, 0o700)
+        refused(mount, errno.EPERM, os.utime, directory, (1, 1))
+        refused(mount, errno.EPERM, os.chown, directory, 12345, 12345)
+    for one in (root, root / "home"):
+        refused(mount, errno.EACCES, os.rmdir, one)
+        refused(mount, errno.EACCES, os.rename, one, one.with_name("other"))
+    refused(mount, errno.EACCES, os.rename, root / "scratch", home / "other")
+    refused(mount, errno.EACCES, os.rename, home, root / "other")
+    refused(mount, errno.EACCES, _require_write, root)
+    assert mount.status()["api"]["total"] == before
+    assert simulator.root.stat().st_mode == mode
+    assert sorted(os.listdir(simulator.root)) == ["home", "scratch"]
+    mount.assert_quiet()
+
+
 def _require_write(path: Path) -> None:
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "not writable", str(path))

@@ -23,6 +23,7 @@ from typing import IO, Any
 import trio
 
 from f7tfs.sim.classify import POISON, TIMEOUT_CODE, TIMEOUT_TEXT, invalid
+from f7tfs.sim.hardlinks import HardLinks
 from f7tfs.sim.options import SimError, SimOptions
 
 OUTPUT_LIMIT = 5242880
@@ -87,6 +88,7 @@ class Outcome:
 class Cluster:
     def __init__(self, options: SimOptions) -> None:
         self.options = options
+        self.hard_links = HardLinks()
         self.root = Path(os.path.realpath(options.root))
         self.account = Account.of(options.user)
         self.users = (self.account.name, "other" if self.account.name != "other" else "another")
@@ -140,6 +142,7 @@ class Cluster:
             "LOGNAME": user,
             "SHELL": "/bin/bash",
             **system.environment,
+            **self.hard_links.environment(_PATH),
         }
 
     # -- the fence

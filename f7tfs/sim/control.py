@@ -7,8 +7,10 @@
 - POST /_sim/sweep: look for staged uploads now; answers when the downloads it began have ended
 - GET /_sim/tasks/{id}: {"states": [...]}, every state as GET /tasks/{id} would have shown it
 - POST /_sim/jobs: JSON {"hold": true}: no job starts until {"hold": false}
+- POST /_sim/links: JSON {"refuse": "EPERM", "across": false}: the file system makes no hard links
+  (across directories, or none at all) until {"refuse": null}
 - POST /_sim/token: JSON {"user", "lifetime", "scope"}, any of them; mints any token
-- POST, GET, DELETE /_sim/faults: see f7tfs.sim.faults
+- POST, GET, DELETE /_sim/faults: see f7tfs.sim.faults; DELETE also allows hard links again
 - with v2: POST /_sim/system, GET and DELETE /_sim/injections, see f7tfs.sim.v2.status
 """
 
@@ -21,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from f7tfs.sim.gate import Gate
+from f7tfs.sim.hardlinks import HardLinks
 from f7tfs.sim.objects import ObjectStore
 from f7tfs.sim.replies import reply
 from f7tfs.sim.scheduler import Scheduler
@@ -36,6 +39,7 @@ class Control:
         book: TaskBook,
         sweep: Callable[[], Awaitable[None]],
         scheduler: Scheduler,
+        hard_links: HardLinks,
         user: str,
     ) -> None:
         self.gate: Gate | None = None
@@ -45,6 +49,7 @@ class Control:
         self._book = book
         self._sweep = sweep
         self._scheduler = scheduler
+        self._hard_links = hard_links
         self._user = user
 
     def routes(self) -> list[Route]:
@@ -56,6 +61,7 @@ class Control:
             Route("/_sim/sweep", self._sweep_now, methods=["POST"]),
             Route("/_sim/tasks/{ident}", self._task, methods=["GET"]),
             Route("/_sim/jobs", self._jobs, methods=["POST"]),
+            Route("/_sim/links", self._links, methods=["POST"]),
             Route("/_sim/token", self._token, methods=["POST"]),
             Route("/_sim/faults", self._add_faults, methods=["POST"]),
             Route("/_sim/faults", self._faults, methods=["GET"]),
@@ -110,6 +116,13 @@ class Control:
         self._scheduler.hold(bool((await request.json())["hold"]))
         return reply({})
 
+    async def _links(self, request: Request) -> Response:
+        try:
+            self._hard_links.order(await request.json())
+        except (ValueError, AttributeError) as mistake:
+            return reply({"error": str(mistake)}, 400)
+        return reply({})
+
     async def _token(self, request: Request) -> Response:
         wish = await request.json()
         token = self._tokens.mint(
@@ -128,4 +141,5 @@ class Control:
 
     async def _clear_faults(self, request: Request) -> Response:
         self._front.faults.clear()
+        self._hard_links.allow()
         return reply({})

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import re
 import tarfile
 import time
 import uuid
@@ -37,6 +38,7 @@ from f7tfs.model import Kind, RemotePath, is_within, join, name_of, parent_of
 
 log = logging.getLogger("f7tfs.workplace")
 SWEEP_INTERVAL = 60.0
+_WORKING_DIRECTORY = re.compile(re.escape(HIDDEN_PREFIX) + "[0-9a-f]{8}")
 MARK = f"{HIDDEN_PREFIX}removed-"  # where the symlinks of a removed directory lead
 
 
@@ -44,26 +46,38 @@ def archive_of(
     name: str,
     *,
     symlink: str | None = None,
-    hard_link: str | None = None,
     content: bytes = b"",
     permissions: int = 0o644,
     mtime: int | None = None,
 ) -> bytes:
-    """A tar of one member: a symlink to any target, a hard link (`hard_link` and `name` relative
-    to the extraction directory), or a regular file."""
+    """A tar of one member: a symlink to any target, or a regular file."""
     member = tarfile.TarInfo(name)
     member.mtime = int(time.time()) if mtime is None else mtime
     if symlink is not None:
         member.type, member.linkname, member.mode = tarfile.SYMTYPE, symlink, 0o777
-    elif hard_link is not None:
-        member.type, member.linkname, member.mode = tarfile.LNKTYPE, hard_link, permissions
     else:
         member.size, member.mode = len(content), permissions
+    return _tar((member, content))
+
+
+def archive_of_links(*links: tuple[str, str]) -> bytes:
+    """A tar of hard links (name, existing file), relative to the extraction directory."""
+    members = []
+    for name, existing in links:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname, member.mode = tarfile.LNKTYPE, existing, 0o644
+        member.mtime = int(time.time())
+        members.append((member, b""))
+    return _tar(*members)
+
+
+def _tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(
         fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape"
     ) as archive:
-        archive.addfile(member, io.BytesIO(content))
+        for member, content in members:
+            archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
@@ -111,6 +125,7 @@ class Workplace:
     async def _place(self, directory: RemotePath) -> RemotePath:
         """Where the archive lies: our own directory if it can be made, else `directory`."""
         if self._usable is None:
+            await self._journal.write(LitterRecord(id=self._directory))
             try:
                 await self._cluster.make_directory(self._directory)
             except Exists:
@@ -125,6 +140,7 @@ class Workplace:
             ) as error:
                 log.info("no working directory at %s: %s", self._directory, error)
                 self._usable = False
+                await self.forget_litter(self._directory)
             else:
                 self._usable = True
         return self._directory if self._usable else directory
@@ -226,6 +242,11 @@ class Workplace:
         heals and makes its file again until the form expires (v1 FACTS §6): such records stay."""
         for record in self._journal.load(LitterRecord):
             path = RemotePath(record.id)
+            if path == self._directory:
+                continue  # until `close`
+            if _WORKING_DIRECTORY.fullmatch(name_of(path)):
+                await self._remove_working_directory(path)  # of another host name's
+                continue
             if path in busy or (record.until > time.time() and path in self._swept):
                 continue
             self._swept.add(path)
@@ -234,21 +255,31 @@ class Workplace:
                 await self._journal.write(record)
 
     async def close(self) -> None:
-        """At unmount: remove the working directory, if it holds nothing but files of ours."""
-        if not self._usable:
-            return
+        """At unmount: remove the working directory, also one that only a daemon before us used,
+        which had no time to (kill -9). The journal knows whether there is one."""
+        if any(record.id == self._directory for record in self._journal.load(LitterRecord)):
+            await self._remove_working_directory(self._directory)
+
+    async def _remove_working_directory(self, directory: RemotePath) -> None:
+        """If it holds nothing but files and symlinks of ours: by its name, nobody else makes any
+        there. Its record stays until it is gone."""
+        mark = name_of(directory)
         try:
             left = 0
-            for one in await self._cluster.list_directory(self._directory):
-                path = join(self._directory, one.name)
-                if self.is_ours(path) and one.kind in {Kind.FILE, Kind.SYMLINK}:
-                    await self._cluster.remove(path)
+            for one in await self._cluster.list_directory(directory):
+                if one.name.startswith(mark) and one.kind in {Kind.FILE, Kind.SYMLINK}:
+                    await self._cluster.remove(join(directory, one.name))
                 else:
+                    log.warning("%s in %s is not ours; both stay", one.name, directory)
                     left += 1
             if not left:
-                await self._cluster.remove(self._directory)
+                await self._cluster.remove(directory)
+        except NotFound:
+            pass  # somebody tidied it away
         except F7tfsError as error:
-            log.info("the working directory %s stays: %s", self._directory, error)
+            log.info("the working directory %s stays: %s", directory, error)
+            return
+        await self.forget_litter(directory)
 
     def is_ours(self, path: RemotePath) -> bool:
         return name_of(path).startswith(f"{HIDDEN_PREFIX}{self._mark}") or is_within(

@@ -25,6 +25,7 @@ from f7tfs.errors import (
     NameNotSupported,
     NotFound,
     NotPermitted,
+    PermissionDenied,
     Unreachable,
 )
 from f7tfs.model import Attributes, Identity, Kind, RemotePath, is_within, join, name_of, parent_of
@@ -307,6 +308,8 @@ class RemoteWing(Wing):
 
     async def _require_writable(self, directory: Node) -> None:
         path = self.path(directory)
+        if self._catalog.is_signpost(path):  # also to root
+            raise PermissionDenied(f"{path} only leads to the file systems of the cluster")
         attributes = (
             await self._catalog.root_attributes(path)
             if directory.is_root
@@ -441,6 +444,8 @@ class RemoteWing(Wing):
         if node.is_detached:
             return
         path = self.path(node)
+        if self._catalog.is_signpost(path):  # as to anybody but the owner: chmod(2), utimensat(2)
+            raise NotPermitted(f"{path} only leads to the file systems of the cluster")
         if changes.permissions is not None:
             await self._namespace.change_mode(path, changes.permissions & 0o7777)
         attributes = (
@@ -459,6 +464,8 @@ class RemoteWing(Wing):
         path = self.path(node)
         if self._floors.spool.at(path) is not None:
             return True
+        if self._catalog.is_signpost(path) and mode & WRITE:
+            return False
         attributes = (
             await self._catalog.root_attributes(path) if node.is_root else await self._find(path)
         )

@@ -1,0 +1,63 @@
+"""What a killed daemon leaves on the cluster is removed by the next one (Writing, litter)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import Place
+from mounting import Mount
+
+pytestmark = [
+    pytest.mark.simulator,
+    pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="no usable /dev/fuse"),
+]
+
+
+@pytest.fixture(params=["v1", "v2"])
+def place(request: pytest.FixtureRequest, own_simulator: Callable[..., Place]) -> Place:
+    return own_simulator(api=request.param)
+
+
+def use_of_the_workplace(mount: Mount) -> None:
+    """An rmdir extracts a tar on both dialects."""
+    mount.call(os.mkdir, mount.path / "made")
+    mount.call(os.rmdir, mount.path / "made")
+
+
+def test_the_working_directory_of_a_killed_daemon(
+    mount_with: Callable[..., Mount], far: Any
+) -> None:
+    """Litter "is hidden and removed", also when the daemon that comes next never used it."""
+    mount = mount_with()
+    use_of_the_workplace(mount)
+    assert len(far.litter()) == 1
+    mount.kill()
+    mount.start()
+    assert mount.unmount_plainly() == 0
+    assert far.all_litter() == []
+
+
+def test_what_is_not_ours_stays(mount_with: Callable[..., Mount], far: Any) -> None:
+    """Litter: "f7tfs deletes only … files and symlinks it made"."""
+    mount = mount_with()
+    mount.announce("is not ours")
+    use_of_the_workplace(mount)
+    (directory,) = far.litter()
+    far.write(f"{directory}/precious", b"x")
+    assert mount.unmount_plainly() == 0
+    assert far.all_names(directory) == {"precious"}
+
+
+def test_a_mount_that_needs_no_workplace_asks_nothing(
+    place: Place, mount_with: Callable[..., Mount]
+) -> None:
+    """Tenet 3: the unmount costs no call where there is nothing to remove."""
+    mount = mount_with()
+    mount.call(os.listdir, mount.path)
+    assert place.simulator is not None
+    before = place.simulator.calls()["total"]
+    assert mount.unmount_plainly() == 0
+    assert place.simulator.calls()["total"] == before
