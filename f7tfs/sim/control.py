@@ -7,6 +7,8 @@
 - POST /_sim/sweep: look for staged uploads now; answers when the downloads it began have ended
 - GET /_sim/tasks/{id}: {"states": [...]}, every state as GET /tasks/{id} would have shown it
 - POST /_sim/jobs: JSON {"hold": true}: no job starts until {"hold": false}
+- POST /_sim/room: JSON {"left": bytes, null for no limit, "words": "Disk quota exceeded"}: what
+  staged uploads may still write on the cluster
 - POST /_sim/token: JSON {"user", "lifetime", "scope"}, any of them; mints any token
 - POST, GET, DELETE /_sim/faults: see f7tfs.sim.faults
 - with v2: POST /_sim/system, GET and DELETE /_sim/injections, see f7tfs.sim.v2.status
@@ -20,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from f7tfs.sim.cluster import Room
 from f7tfs.sim.gate import Gate
 from f7tfs.sim.objects import ObjectStore
 from f7tfs.sim.replies import reply
@@ -36,6 +39,7 @@ class Control:
         book: TaskBook,
         sweep: Callable[[], Awaitable[None]],
         scheduler: Scheduler,
+        room: Room,
         user: str,
     ) -> None:
         self.gate: Gate | None = None
@@ -45,6 +49,7 @@ class Control:
         self._book = book
         self._sweep = sweep
         self._scheduler = scheduler
+        self._room = room
         self._user = user
 
     def routes(self) -> list[Route]:
@@ -56,6 +61,7 @@ class Control:
             Route("/_sim/sweep", self._sweep_now, methods=["POST"]),
             Route("/_sim/tasks/{ident}", self._task, methods=["GET"]),
             Route("/_sim/jobs", self._jobs, methods=["POST"]),
+            Route("/_sim/room", self._make_room, methods=["POST"]),
             Route("/_sim/token", self._token, methods=["POST"]),
             Route("/_sim/faults", self._add_faults, methods=["POST"]),
             Route("/_sim/faults", self._faults, methods=["GET"]),
@@ -108,6 +114,12 @@ class Control:
 
     async def _jobs(self, request: Request) -> Response:
         self._scheduler.hold(bool((await request.json())["hold"]))
+        return reply({})
+
+    async def _make_room(self, request: Request) -> Response:
+        wish = await request.json()
+        self._room.left = wish["left"]
+        self._room.words = wish.get("words", "Disk quota exceeded")
         return reply({})
 
     async def _token(self, request: Request) -> Response:

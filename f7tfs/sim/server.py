@@ -115,7 +115,7 @@ class Site:
         self.scheduler = Scheduler(cluster, state / "spool", self.spawn)
         compute = Compute(cluster, tokens, book, self.scheduler, self.spawn)
         internal = InternalTransfers(cluster, book, compute, storage.service)
-        control = Control(store, tokens, book, storage.sweep, self.scheduler, name)
+        control = Control(store, tokens, book, storage.sweep, self.scheduler, cluster.room, name)
         routes: list[BaseRoute] = [
             Route(TOKEN_PATH, tokens.endpoint, methods=["POST"]),
             *store.routes(),
