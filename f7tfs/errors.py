@@ -187,6 +187,11 @@ class StagingFailed(F7tfsError):
     errno = errno.EIO
 
 
+class Cancelled(StagingFailed):
+    """Somebody took a transfer away: scancel of its job, v1's invalidate. Uploads take it for an
+    accident twice, and for a wish the third time."""
+
+
 class LinkExpired(F7tfsError):
     """A presigned link or form is not accepted any more (403/404); a new task gives a new one."""
 

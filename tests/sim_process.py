@@ -155,6 +155,10 @@ class Simulator:
         """The cluster's file system makes no hard links, until faults are cleared."""
         self._control("POST", "links", {"refuse": refuse, "across": across})
 
+    def room(self, left: int | None, words: str = "Disk quota exceeded") -> None:
+        """How many bytes staged uploads may still write on the cluster; None: all they like."""
+        self._control("POST", "room", {"left": left, "words": words})
+
     def injections(self) -> list[str]:
         """Commands that a path would have run besides the v2 server's own."""
         return list(self._control("GET", "injections")["injections"])

@@ -73,7 +73,7 @@ class Phase(enum.Enum):
     DONE = "done"  # 114, 200
     FALTERING = "faltering"  # 115: failed, but the server goes on trying: not final
     FAILED = "failed"  # 118, 400: final
-    WITHDRAWN = "withdrawn"  # 302
+    WITHDRAWN = "withdrawn"  # 302; v2: somebody cancelled the job. Final
 
 
 class UploadForm(msgspec.Struct, frozen=True):

@@ -137,7 +137,7 @@ class Transfers:
                 return Progress(Phase.MOVING if running else Phase.QUEUED, row.job.state_text)
             return _ready(details, row.job.state_text)
         if row.job.state is not JobState.COMPLETED:
-            return await self._failed(details, row)
+            return await self._unfinished(details, row)
         if details.kind == "upload":
             complaint = await self._complaint(details)
             return Progress(Phase.DONE, row.job.state_text, error=complaint)
@@ -259,7 +259,7 @@ class Transfers:
             error=f"job {row.job.id} {row.job.state_text}: {words}",
         )
 
-    async def _failed(self, details: Details, row: Row) -> Progress:
+    async def _unfinished(self, details: Details, row: Row) -> Progress:
         reason = f" ({row.job.reason})" if row.job.reason else ""
         state = f"job {row.job.id} {row.job.state_text}{reason}"
         try:
@@ -269,8 +269,11 @@ class Transfers:
             words = "it left no log, so it never began"
         except F7tfsError as error:
             words = f"its log cannot be read: {error}"
+        cancelled = row.job.state is JobState.CANCELLED
         return Progress(
-            Phase.FAILED, row.job.state_text, error=f"{state}: {words or 'its logs are empty'}"
+            Phase.WITHDRAWN if cancelled else Phase.FAILED,
+            row.job.state_text,
+            error=f"{state}: {words or 'its logs are empty'}",
         )
 
     async def _log(self, path: str) -> str:

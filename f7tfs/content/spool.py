@@ -83,6 +83,7 @@ class SpoolEntry:
         self.is_hurried = False  # somebody waits: no delay at the next close either
         self.published = 0  # the newest version that the cluster has
         self.attempts = 0
+        self.cancels = 0  # how many of them somebody else cancelled
         self.error: str | None = None
         self.sent = 0  # bytes of the current attempt, for progress
         # Of the attempt under way; they survive a restart through the journal.

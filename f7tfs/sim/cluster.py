@@ -72,6 +72,24 @@ class Account:
         return cls(entry.pw_name, entry.pw_uid, entry.pw_gid, switch)
 
 
+@dataclass
+class Room:
+    """What staged uploads may still write before the cluster refuses: a full quota or disk."""
+
+    left: int | None = None
+    """Bytes; None = as much as they like."""
+    words: str = "Disk quota exceeded"
+    """strerror(3)'s."""
+
+    def take(self, size: int) -> int:
+        """How many of `size` bytes go in; they are taken."""
+        if self.left is None:
+            return size
+        taken = min(size, self.left)
+        self.left -= taken
+        return taken
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What the API makes of a command: text, or an error with a code."""
@@ -89,6 +107,7 @@ class Cluster:
     def __init__(self, options: SimOptions) -> None:
         self.options = options
         self.hard_links = HardLinks()
+        self.room = Room()
         self.root = Path(os.path.realpath(options.root))
         self.account = Account.of(options.user)
         self.users = (self.account.name, "other" if self.account.name != "other" else "another")

@@ -9,6 +9,8 @@
 - POST /_sim/jobs: JSON {"hold": true}: no job starts until {"hold": false}
 - POST /_sim/links: JSON {"refuse": "EPERM", "across": false}: the file system makes no hard links
   (across directories, or none at all) until {"refuse": null}
+- POST /_sim/room: JSON {"left": bytes, null for no limit, "words": "Disk quota exceeded"}: what
+  staged uploads may still write on the cluster
 - POST /_sim/token: JSON {"user", "lifetime", "scope"}, any of them; mints any token
 - POST, GET, DELETE /_sim/faults: see f7tfs.sim.faults; DELETE also allows hard links again
 - with v2: POST /_sim/system, GET and DELETE /_sim/injections, see f7tfs.sim.v2.status
@@ -22,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from f7tfs.sim.cluster import Room
 from f7tfs.sim.gate import Gate
 from f7tfs.sim.hardlinks import HardLinks
 from f7tfs.sim.objects import ObjectStore
@@ -40,6 +43,7 @@ class Control:
         sweep: Callable[[], Awaitable[None]],
         scheduler: Scheduler,
         hard_links: HardLinks,
+        room: Room,
         user: str,
     ) -> None:
         self.gate: Gate | None = None
@@ -50,6 +54,7 @@ class Control:
         self._sweep = sweep
         self._scheduler = scheduler
         self._hard_links = hard_links
+        self._room = room
         self._user = user
 
     def routes(self) -> list[Route]:
@@ -62,6 +67,7 @@ class Control:
             Route("/_sim/tasks/{ident}", self._task, methods=["GET"]),
             Route("/_sim/jobs", self._jobs, methods=["POST"]),
             Route("/_sim/links", self._links, methods=["POST"]),
+            Route("/_sim/room", self._make_room, methods=["POST"]),
             Route("/_sim/token", self._token, methods=["POST"]),
             Route("/_sim/faults", self._add_faults, methods=["POST"]),
             Route("/_sim/faults", self._faults, methods=["GET"]),
@@ -121,6 +127,12 @@ class Control:
             self._hard_links.order(await request.json())
         except (ValueError, AttributeError) as mistake:
             return reply({"error": str(mistake)}, 400)
+        return reply({})
+
+    async def _make_room(self, request: Request) -> Response:
+        wish = await request.json()
+        self._room.left = wish["left"]
+        self._room.words = wish.get("words", "Disk quota exceeded")
         return reply({})
 
     async def _token(self, request: Request) -> Response:

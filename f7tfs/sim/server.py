@@ -116,7 +116,14 @@ class Site:
         compute = Compute(cluster, tokens, book, self.scheduler, self.spawn)
         internal = InternalTransfers(cluster, book, compute, storage.service)
         control = Control(
-            store, tokens, book, storage.sweep, self.scheduler, cluster.hard_links, name
+            store,
+            tokens,
+            book,
+            storage.sweep,
+            self.scheduler,
+            cluster.hard_links,
+            cluster.room,
+            name,
         )
         routes: list[BaseRoute] = [
             Route(TOKEN_PATH, tokens.endpoint, methods=["POST"]),

@@ -179,10 +179,12 @@ class Storage:
         stored = self._store.find(upload.user, upload.key)
         fetched = False
         if stored and not cluster.fenced(upload.user, upload.target, follows=True):
+            size = cluster.room.take(stored.size)
             with stored.path.open("rb") as content:
                 fetched = await cluster.copy(
-                    upload.system, upload.user, f"cat > '{upload.target}'", stdin=content
+                    upload.system, upload.user, f"head -c {size} > '{upload.target}'", stdin=content
                 )
+            fetched = fetched and size == stored.size
         if fetched:
             self._store.delete(upload.user, upload.key)
             book.update(upload.task, "114", upload.done)

@@ -11,15 +11,10 @@ with other hard links, an ACL, a foreign group, or in a directory that we may no
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import time
 
-import msgspec
-import trio
-
-from f7tfs.api.port import Cluster, Phase, Progress, Ticket
+from f7tfs.api.port import Cluster
 from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
 from f7tfs.content.cache import Cache
@@ -28,20 +23,18 @@ from f7tfs.content.journal import Journal, LitterRecord, UploadRecord
 from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.content.times import Times
 from f7tfs.errors import (
-    F7tfsError,
     IsADirectory,
-    LinkExpired,
     NotFound,
     OutcomeUnknown,
     PermissionDenied,
     ServerError,
-    StagingFailed,
     Unsupported,
 )
 from f7tfs.model import Fingerprint, Identity, Kind, RemotePath, Stat, join, name_of, parent_of
-from f7tfs.transfers.follow import follow, kind_of, staging_failed
+from f7tfs.transfers.follow import kind_of
 from f7tfs.transfers.namespace import Namespace
-from f7tfs.transfers.workplace import Workplace, archive_of
+from f7tfs.transfers.routes import Routes, Spent
+from f7tfs.transfers.workplace import Workplace
 
 log = logging.getLogger("f7tfs.upload")
 CHECKSUM_LIMIT = 256 << 20  # bytes; the server's sha256sum has 5 s
@@ -72,7 +65,6 @@ class Attempts:
         hostname: str,
     ) -> None:
         self._cluster = cluster
-        self._storage = storage
         self._catalog = catalog
         self._namespace = namespace
         self._workplace = workplace
@@ -82,8 +74,9 @@ class Attempts:
         self._times = times
         self._disk = disk
         self._identity = identity
-        self._limiter = trio.CapacityLimiter(parallel)
-        self._stall_timeout = stall_timeout
+        self._routes = Routes(
+            cluster, storage, workplace, spool, stall_timeout=stall_timeout, parallel=parallel
+        )
         self._keep_both = keep_both
         self._hostname = hostname
 
@@ -132,16 +125,15 @@ class Attempts:
         """Remove the temporary of an attempt that nobody wants any more. Once its form was sent,
         an abandoned v1 task can write it again until the form expires: it stays on the list."""
         temporary, entry.temporary = entry.temporary, None
-        if temporary is None:
-            entry.ticket, entry.form_sent = None, False
-            return
+        ticket, entry.ticket = entry.ticket, None
+        sent, entry.form_sent = entry.form_sent, False
         until = 0.0
-        if entry.ticket is not None and entry.form_sent:
-            until = time.time() + self._cluster.capabilities.link_lifetime
-        if entry.ticket is not None:
-            with contextlib.suppress(F7tfsError):  # a courtesy
-                await self._cluster.withdraw(msgspec.json.decode(entry.ticket, type=Ticket))
-        entry.ticket, entry.form_sent = None, False
+        if ticket is not None:
+            if sent:
+                until = time.time() + self._cluster.capabilities.link_lifetime
+            await self._routes.withdraw(ticket)
+        if temporary is None:
+            return
         if await self._workplace.remove_litter(temporary) and until:
             await self._journal.write(LitterRecord(id=temporary, until=until))
 
@@ -149,9 +141,12 @@ class Attempts:
 
     async def _bring(self, entry: SpoolEntry, version: int) -> Stat:
         """The content under a temporary name, proven. Returns the temporary's stat."""
-        if entry.temporary is not None and entry.attempt_version != version:
-            await self.abandon(entry)  # it was made for what the file held before
-            self._require_current(entry, version)
+        if entry.temporary is not None and (
+            entry.attempt_version != version  # it was made for what the file held before
+            or not await self._routes.can_resume(entry, entry.temporary)
+        ):
+            await self.abandon(entry)
+        self._require_current(entry, version)
         if entry.temporary is None or (
             entry.ticket is None and parent_of(entry.temporary) != parent_of(entry.path)
         ):
@@ -168,140 +163,37 @@ class Attempts:
         except Superseded:
             await self.abandon(entry)
             raise
+        except Spent as spent:
+            # What was asked to write this name may still do so, and what it left fills a quota.
+            await self.abandon(entry)
+            await self._spool.save(entry)
+            raise spent.error from spent
 
     async def _close_to_others(self, temporary: RemotePath, permissions: int) -> None:
         """A private file must not be readable while it travels: uploads in place keep the mode."""
-        await self._upload_empty(temporary, permissions)
+        await self._routes.send_empty(temporary, permissions)
         await self._cluster.change_mode(temporary, permissions | 0o200)
 
     async def _transport(self, entry: SpoolEntry, target: RemotePath, version: int) -> Stat:
-        """Bring the bytes, and prove that they are there."""
-        words = None
-        if entry.size <= self._cluster.capabilities.direct_upload_limit:
-            await self._send_direct(entry, target)
-        else:
-            words = await self._send_staged(entry, target)
+        """Bring the bytes, and prove that they are there. Raises Spent where the next attempt must
+        begin with another ticket, and another temporary."""
+        words = await self._routes.send(entry, target)
         self._require_current(entry, version)
         try:
             return await self._prove(entry, target, version)
         except (NotFound, ServerError) as error:
-            if words is None:
+            if entry.ticket is None:
                 raise
+            if words is None:
+                raise Spent(error) from error
             # v2's job ends well also when nothing was written; its log tells why (FACTS §7).
-            entry.ticket, entry.form_sent = None, False
-            raise kind_of(words)(f"{entry.path}: {words}") from error
-
-    async def _send_direct(self, entry: SpoolEntry, target: RemotePath) -> None:
-        async with self._limiter:
-            await self._send_at_once(entry, target)
-
-    async def _send_at_once(self, entry: SpoolEntry, target: RemotePath) -> None:
-        content = os.pread(entry.fd, entry.size, 0)
-        if not content:
-            await self._upload_empty(target, entry.permissions)
-            return
-        try:
-            await self._cluster.upload(target, content)
-        except OutcomeUnknown:
-            # Our own name and the same bytes: sending them again changes nothing else.
-            await self._cluster.upload(target, content)
-        entry.sent = len(content)
-
-    async def _upload_empty(self, target: RemotePath, permissions: int) -> None:
-        try:
-            await self._cluster.upload(target, b"")
-        except Unsupported:
-            archive = archive_of(name_of(target), permissions=permissions)
-            await self._workplace.extract(archive, parent_of(target))
-
-    async def _send_staged(self, entry: SpoolEntry, target: RemotePath) -> str | None:
-        """Returns what the server had to say at the end, where it said anything."""
-        size = entry.size
-        ticket = await self._resumable(entry, target)
-        if ticket is None:
-            ticket = await self._cluster.stage_upload(target, size)
-            entry.ticket, entry.form_sent = msgspec.json.encode(ticket).decode(), False
-            if target == entry.temporary:  # in place it is the user's file, and no litter
-                until = time.time() + self._cluster.capabilities.link_lifetime
-                await self._spool.save(entry, LitterRecord(id=target, until=until))
-            else:
-                await self._spool.save(entry)
-        if not entry.form_sent:
-            progress = await self._follow(entry, ticket, {Phase.READY, Phase.DONE})
-            if progress.phase is Phase.READY:
-                try:
-                    async with self._limiter:  # around bytes only: waiting for the server is free
-                        await self._send_bytes(entry, progress, size)
-                except LinkExpired:
-                    entry.ticket = None  # the next attempt asks for a new form
-                    raise
-                entry.form_sent = True
-                await self._spool.save(entry)
-        done = await self._follow(entry, ticket, {Phase.DONE})
-        await self._workplace.remove_traces(ticket)
-        return done.error
-
-    async def _send_bytes(self, entry: SpoolEntry, progress: Progress, size: int) -> None:
-        def note(sent: int) -> None:
-            entry.sent = sent
-
-        if progress.form is not None:
-            await self._storage.send_form(progress.form, entry.fd, size, on_progress=note)
-        elif progress.parts is not None:
-            await self._storage.send_parts(progress.parts, entry.fd, size, on_progress=note)
-        else:
-            raise StagingFailed(f"{entry.path}: the server gave neither form nor parts")
-
-    async def _resumable(self, entry: SpoolEntry, target: RemotePath) -> Ticket | None:
-        """The ticket of an attempt that a restart or a fault interrupted, if the server still
-        means the same by it: task ids are re-used (v1 FACTS §5)."""
-        if entry.ticket is None:
-            return None
-        ticket = msgspec.json.decode(entry.ticket, type=Ticket)
-        if ticket.path != target:
-            return None
-        try:
-            progress = await self._cluster.progress(ticket)
-        except NotFound:
-            return None
-        if progress.phase in {Phase.FAILED, Phase.WITHDRAWN}:
-            return None
-        return ticket if progress.path in {None, str(target)} else None
-
-    async def _follow(self, entry: SpoolEntry, ticket: Ticket, wanted: set[Phase]) -> Progress:
-        def seen(progress: Progress) -> None:
-            if progress.phase is Phase.FALTERING:
-                entry.error = f"the server could not write it yet and tries again ({progress.raw})"
-
-        over = wanted | {Phase.FAILED, Phase.WITHDRAWN}
-
-        async def reach(phases: set[Phase]) -> Progress:
-            return await follow(
-                self._cluster,
-                ticket,
-                lambda now: now.phase in phases,
-                stall_timeout=self._stall_timeout,
-                seen=seen,
-            )
-
-        progress = await reach(over | {Phase.FALTERING})
-        if progress.phase is Phase.FALTERING:
-            # No error text comes with 115. A directory that is gone will not come back by itself;
-            # anything else may heal at a later sweep, for as long as we are patient.
-            await self._cluster.stat(parent_of(ticket.path), follow=True)
-            progress = await reach(over)
-        if progress.phase not in wanted:
-            entry.ticket, entry.form_sent = None, False
-            raise staging_failed(entry.path, progress)
-        entry.error = None
-        return progress
+            raise Spent(kind_of(words)(f"{entry.path}: {words}")) from error
 
     async def _prove(self, entry: SpoolEntry, target: RemotePath, version: int) -> Stat:
         stat = await self._cluster.stat(target)
         size = entry.size
         self._require_current(entry, version)
         if stat.size != size:
-            entry.ticket, entry.form_sent = None, False
             raise ServerError(f"{entry.path}: {stat.size} of {size} bytes arrived")
         staged = size > self._cluster.capabilities.direct_upload_limit
         if staged and size <= CHECKSUM_LIMIT:
@@ -309,7 +201,6 @@ class Attempts:
             ours = await self._disk.run(lambda: sha256_of(entry.fd))
             self._require_current(entry, version)
             if theirs != ours:
-                entry.ticket, entry.form_sent = None, False
                 raise ServerError(f"{entry.path}: the checksum on the cluster differs")
         return stat
 
@@ -404,10 +295,16 @@ class Attempts:
             if entry.attempt_version != version:
                 entry.ticket, entry.form_sent = None, False
                 entry.attempt_version, entry.is_adoptable = version, True
+            elif not await self._routes.can_resume(entry, entry.path):
+                await self.abandon(entry)
             entry.in_place = True
             await self._spool.save(entry)
             try:
                 stat = await self._transport(entry, entry.path, version)
+            except Spent as spent:
+                await self.abandon(entry)
+                await self._spool.save(entry)
+                raise spent.error from spent
             except Superseded:
                 # What is there now came from us: the next attempt starts from it.
                 ours = await self._namespace.find(entry.path)
@@ -443,7 +340,7 @@ class Attempts:
         litter = ((LitterRecord, entry.temporary),) if entry.temporary is not None else ()
         entry.temporary, entry.ticket, entry.form_sent = None, None, False
         entry.expected, entry.in_place, entry.error = None, False, None
-        entry.attempts = 0
+        entry.attempts = entry.cancels = 0
         entry.base = remote  # whoever still has it open writes on from here
         entry.published, entry.owed_since, entry.is_hurried = version, None, False
         if after.nlink > 1:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import trio
 
-from f7tfs.api.port import Cluster, Progress, Ticket
+from f7tfs.api.port import Cluster, Phase, Progress, Ticket
 from f7tfs.api.strerror import kind_by_end
-from f7tfs.errors import F7tfsError, StagingFailed, Stalled
+from f7tfs.errors import Cancelled, F7tfsError, StagingFailed, Stalled
 from f7tfs.model import RemotePath
 
 POLLS = (0.2, 0.3, 0.5, 1.0, 2.0)  # seconds between looks; the last one repeats
@@ -58,6 +58,14 @@ async def follow(
 
 def staging_failed(path: RemotePath, progress: Progress) -> F7tfsError:
     return StagingFailed(f"{path}: state {progress.raw}: {progress.error or 'no reason given'}")
+
+
+def upload_failed(path: RemotePath, progress: Progress) -> F7tfsError:
+    """Cancelled where somebody took the transfer away, else what the server's words say."""
+    words = progress.error or f"state {progress.raw}: no reason given"
+    if progress.phase is Phase.WITHDRAWN:
+        return Cancelled(f"{path}: somebody cancelled its transfer ({words})")
+    return kind_of(words)(f"{path}: {words}")
 
 
 def kind_of(words: str) -> type[F7tfsError]:

@@ -12,7 +12,14 @@ from collections.abc import Awaitable, Callable, Collection
 import trio
 
 from f7tfs.content.spool import Spool, SpoolEntry, State
-from f7tfs.errors import F7tfsError, RateLimited, ServerError, StagingFailed, Unauthorized
+from f7tfs.errors import (
+    Cancelled,
+    F7tfsError,
+    RateLimited,
+    ServerError,
+    StagingFailed,
+    Unauthorized,
+)
 from f7tfs.model import name_of
 from f7tfs.transfers.attempt import Attempts, Superseded
 
@@ -20,6 +27,7 @@ log = logging.getLogger("f7tfs.upload")
 LONGEST_PAUSE = 60.0
 LONGEST_DELAYS = 10
 UNCLASSIFIED_TRIES = 10
+CANCELLED_TRIES = 3
 
 
 class Uploads:
@@ -49,7 +57,7 @@ class Uploads:
         if entry.is_gone:
             return
         entry.error = None
-        entry.attempts = 0
+        entry.attempts = entry.cancels = 0
         now = trio.current_time()
         if entry.owed_since is None:
             entry.owed_since = now
@@ -110,7 +118,7 @@ class Uploads:
         for entry in self._spool:
             if entry.state is State.STUCK:
                 self._requeue(entry, 0.0)
-                entry.attempts = 0
+                entry.attempts = entry.cancels = 0
                 self.later(self._spool.save, entry)
 
     def hurry(self, entries: Collection[SpoolEntry]) -> None:
@@ -213,10 +221,11 @@ class Uploads:
         if entry.is_gone:
             return
         entry.attempts += 1
+        entry.cancels += isinstance(error, Cancelled)
         entry.error = str(error) or type(error).__name__
         if entry.state is not State.UPLOADING:
             return  # open again, or moved: closing queues it anew
-        if may_pass(error, entry.attempts):
+        if may_pass(error, entry.attempts, entry.cancels):
             pause = min(2.0 ** (entry.attempts - 1), LONGEST_PAUSE)
             if isinstance(error, RateLimited) and error.retry_after is not None:
                 pause = max(pause, error.retry_after)
@@ -234,9 +243,11 @@ class Uploads:
         self._poke()
 
 
-def may_pass(error: F7tfsError | OSError, tries: int) -> bool:
+def may_pass(error: F7tfsError | OSError, tries: int, cancels: int = 0) -> bool:
     """Whether trying again may help: transient faults and refused logins for ever, unclassified
-    ones a few times."""
+    ones a few times; what somebody cancels again and again is not wanted."""
+    if isinstance(error, Cancelled) and cancels >= CANCELLED_TRIES:
+        return False
     if isinstance(error, ServerError | StagingFailed):
         return tries < UNCLASSIFIED_TRIES
     return isinstance(error, Unauthorized) or (isinstance(error, F7tfsError) and error.transient)

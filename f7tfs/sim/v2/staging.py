@@ -24,10 +24,12 @@ _FILE_NOT_FOUND = 34
 _FAILED = 70
 _IS_DIRECTORY = 3
 _APPEND_LINE = 54
-# $1 target, $2 number, $3 bytes; the part comes on stdin. Line 54 says what it cannot do.
+# $1 target, $2 number, $3 bytes, $4 those for which there is room, $5 why not for more; the part
+# comes on stdin. Line 54 says what it cannot do.
 _APPEND = (
     "\n" * (_APPEND_LINE - 2)
-    + '2>/dev/null head -c "$3" > "$1.$2"\ncat "$1.$2" >> "$1"\nrm "$1.$2"\n'
+    + '2>/dev/null head -c "$3" > "$1.$2"\nhead -c "$4" "$1.$2" >> "$1"\nrm "$1.$2"\n'
+    + '[ "$3" = "$4" ] || echo "cat: write error: $5" >&2\n'
 )
 _PREPARE = 'rm -f -- "$1" 2>/dev/null; exit 0'
 _ERROR_XML = '{ printf %s "$3" > "$1.$2"; } 2>/dev/null'
@@ -96,9 +98,11 @@ class Staging:
                         f"rm: cannot remove '{target}.{number}': No such file or directory\n"
                     )
                     continue
-                size = str(min(place.part_size, stored.size - start))
+                size = min(place.part_size, stored.size - start)
+                room = self.shell.cluster.room
+                words = (str(number), str(size), str(room.take(size)), room.words)
                 result = await self.shell.job_command(
-                    job.system, job.user, _APPEND, name, target, str(number), size, stdin=content
+                    job.system, job.user, _APPEND, name, target, *words, stdin=content
                 )
                 log.complain(result.stderr)
         # told whatever became of it
