@@ -2,8 +2,9 @@
 
 One directory listing is one API call, and it answers every lookup, stat and readdir in it until
 its TTL ends. Askers share a listing that is under way; a listing older than its TTL but younger
-than `stale_max` is served while one refresh runs. What this mount changes by itself is visible
-at once, also when a listing that began before the change comes back after it.
+than `stale_max` is served while one refresh runs, and one of any age while the API is offline. What
+this mount changes by itself is visible at once, also when a listing that began before the change
+comes back after it.
 
 A mount of a whole system has `anchors`: the file systems that the server announces. The directories
 that lead to them are shown without asking: the cluster may not even let us.
@@ -20,7 +21,14 @@ import trio
 from cachetools import LRUCache
 
 from f7tfs.api.port import Cluster, Route
-from f7tfs.errors import F7tfsError, NotADirectory, NotFound, PermissionDenied, ServerError
+from f7tfs.errors import (
+    F7tfsError,
+    NotADirectory,
+    NotFound,
+    PermissionDenied,
+    ServerError,
+    Unreachable,
+)
 from f7tfs.model import (
     Attributes,
     Identity,
@@ -89,6 +97,11 @@ class Catalog:
         self._on_the_way = _ways_to(self._anchors)
         self._born = int(time.time())
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether the API is known to be unreachable: what is shown then may be of any age."""
+        return self._cluster.breaker.is_offline
+
     # Asking.
 
     async def listing(
@@ -102,11 +115,16 @@ class Catalog:
         age = trio.current_time() - known.asked if known else float("inf")
         if known and age < self._ttl:
             return known.entries
+        if known and not fresh and self.is_offline:
+            self._cluster.breaker.nudge()
+            return known.entries
         flight = self._flights.get(directory) or self._start(directory)
         if known and not fresh and age < self._stale_max:
             return known.entries
         await flight.done.wait()
         if flight.error is not None:
+            if known and not fresh and isinstance(flight.error, Unreachable) and self.is_offline:
+                return known.entries
             raise flight.error.again()
         assert flight.listing is not None
         return flight.listing.entries
@@ -118,9 +136,10 @@ class Catalog:
             return await self._waypoint(path)
         single = self._single.get(path)
         if single is not None:
-            if trio.current_time() - single[1] < self._ttl:
+            if trio.current_time() - single[1] < self._ttl or (self.is_offline and not fresh):
                 return single[0]
-            del self._single[path]
+            if not self.is_offline:
+                del self._single[path]
         try:
             entries = await self.listing(directory, fresh=fresh)
         except (PermissionDenied, NotADirectory):

@@ -148,6 +148,10 @@ class Unreachable(F7tfsError):
     transient = True
 
 
+class Offline(Unreachable):
+    """The API is known to be unreachable at the moment: nothing was even tried."""
+
+
 class RateLimited(F7tfsError):
     """429 for longer than our patience. `retry_after` is in seconds, None where not told."""
 

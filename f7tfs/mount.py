@@ -328,11 +328,12 @@ async def _assemble(
         spool,
         attempts,
         nursery,
+        breaker=cluster.breaker,
         delay=config.writeback_delay,
         hold=config.temp_hold,
         is_junk=is_junk,
     )
-    removals = Removals(namespace, catalog, spool, uploads, journal)
+    removals = Removals(namespace, catalog, spool, uploads, journal, cluster.breaker)
     submissions = Submissions(
         cluster,
         journal,
@@ -356,7 +357,16 @@ async def _assemble(
         "version": __version__,
         "dialect": cluster.capabilities.dialect,
     }
-    report = Report(about, spool, cache, downloads, removals, submissions, lambda: cluster.calls)
+    report = Report(
+        about,
+        spool,
+        cache,
+        downloads,
+        removals,
+        submissions,
+        lambda: cluster.calls,
+        lambda: (cluster.breaker.since, cluster.breaker.reason),
+    )
     overlays: dict[str, Wing] = {}
     if config.jobs.enabled:
         board = JobBoard(cluster, submissions, nursery, interval=config.jobs.poll_interval)
@@ -404,7 +414,7 @@ async def _assemble(
     )
     mounted.tree = Tree(remote, overlays, callers)
     nursery.start_soon(keep_running, callers.watch)
-    for work in (uploads.run, removals.run):
+    for work in (cluster.breaker.watch, uploads.run, removals.run):
         nursery.start_soon(keep_running, work)
     await submissions.resume()
     nursery.start_soon(keep_running, lambda: workplace.tidy(lambda: _temporaries(spool)))

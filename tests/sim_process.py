@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,15 @@ HTTP_TIMEOUT = 60.0
 class Simulator:
     """A running simulator and the knobs under /_sim."""
 
-    def __init__(self, process: subprocess.Popen[bytes], info: dict[str, str]) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        info: dict[str, str],
+        argv: Sequence[str] = (),
+    ) -> None:
         self.process = process
         self.info = info
+        self._argv = list(argv)
         self.url = info["firecrest_url"]
         self.v2_url = info.get("firecrest_v2_url", "")
         """Of the v2 server, if there is one: with api="v2" and api="both"."""
@@ -202,6 +208,22 @@ class Simulator:
         """All that GET /tasks/{id} would have shown so far; some states last milliseconds."""
         return list(self._control("GET", f"tasks/{ident}")["states"])
 
+    def start_again(self) -> None:
+        """After `stop`: the same cluster's disk at the same address. Earlier tokens, tasks and
+        staged objects are gone, as after a restart of the real services."""
+        assert self.process.poll() is not None, "it runs"
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        address = urlsplit(self.url).netloc
+        self.process = subprocess.Popen(
+            [*self._argv, "--listen", address, "--client-secret", self.info["client_secret"]],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parent.parent,
+        )
+        info = _ready_line(self.process)
+        assert info["firecrest_url"] == self.url, info
+        self.info = info
+
     def stop(self) -> int:
         """SIGTERM, then the exit status; killed if it does not go."""
         if self.process.poll() is None:
@@ -232,17 +254,17 @@ def running_simulator(**options: Any) -> Iterator[Simulator]:
     """Start one in a fresh folder, stop it and remove the folder at the end."""
     folder = Path(tempfile.mkdtemp(prefix="f7tfs-sim-"))
     process: subprocess.Popen[bytes] | None = None
+    simulator: Simulator | None = None
     try:
         folder.chmod(0o711)
-        process = subprocess.Popen(
-            command(folder / "cluster", **options),
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parent.parent,
-        )
-        simulator = Simulator(process, _ready_line(process))
+        argv = command(folder / "cluster", **options)
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+        simulator = Simulator(process, _ready_line(process), argv)
         yield simulator
         simulator.stop()
     finally:
+        if simulator is not None:
+            process = simulator.process
         if process is not None:
             if process.poll() is None:
                 process.kill()

@@ -6,7 +6,6 @@ that changes something is sent again only if it was certainly not executed.
 
 from __future__ import annotations
 
-import enum
 import functools
 import logging
 import math
@@ -26,8 +25,11 @@ import trio
 
 from f7tfs import __version__
 from f7tfs.api.auth import TokenSource
+from f7tfs.api.breaker import Breaker
 from f7tfs.api.patience import Patience, retry_after
+from f7tfs.api.replies import Judge, Reply, Verdict, words_of
 from f7tfs.errors import (
+    F7tfsError,
     OutcomeUnknown,
     RateLimited,
     ServerError,
@@ -65,29 +67,6 @@ _NOT_SENT = (
 )
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """A whole answer. Header names are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def __repr__(self) -> str:
-        return f"Reply({self.status}, {len(self.body)} bytes)"
-
-
-class Verdict(enum.Enum):
-    """What a dialect knows of an answer that its status alone does not tell."""
-
-    FINAL = "final"  # an answer like any other, whatever gateways mean by this status
-    PASSING = "passing"  # it may have been executed: repeated if that changes nothing
-    NOT_EXECUTED = "not executed"  # for certain: repeated, also what changes something
-
-
-Judge = Callable[[Reply], Verdict | None]
-"""None: no opinion."""
-
-
 class _Lost(Exception):
     """Sent, perhaps executed, no answer."""
 
@@ -105,7 +84,8 @@ class ApiClient:
 
     `request` raises Unauthorized, Unreachable, RateLimited, OutcomeUnknown, ServerError; every
     other answer, also 4xx and 500, is returned for the dialect to understand. `calls` counts what
-    was sent, by method and endpoint.
+    was sent, by method and endpoint. `breaker` ends calls at once while the API is offline.
+    `heartbeat` is the cheapest thing to ask for, which tells whether it is back.
     """
 
     def __init__(
@@ -120,6 +100,9 @@ class ApiClient:
     ) -> None:
         self.url = url.rstrip("/")
         self.calls: Counter[str] = Counter()
+        self.breaker = Breaker(self.url)
+        self.breaker.look_with(self._is_there)
+        self.heartbeat = "/"
         self._tokens = token_source
         self._limiter = trio.CapacityLimiter(parallel_calls)
         self._request_timeout = request_timeout
@@ -174,7 +157,9 @@ class ApiClient:
         if document is not None:
             body = msgspec.json.encode(document)
             headers = {"Content-Type": "application/json", **(headers or {})}
-        patience = Patience(self._patience, self._jitter)
+        began = trio.current_time()
+        await self.breaker.admit()
+        patience = Patience(self._patience, self._jitter, self.breaker.sleep)
         await self._respect_hold(label, patience)
         renewed = False
         bad_gateways = 0
@@ -183,6 +168,7 @@ class ApiClient:
                 token = await self._tokens.token()
             except Unreachable as error:
                 if not await patience.wait(patience.next_backoff()):
+                    self.breaker.unconnected(began, str(error))
                     raise
                 log.debug("%s waits for a token: %s", label, error)
                 continue
@@ -200,16 +186,21 @@ class ApiClient:
                 )
             except _NotSent as error:
                 if error.hopeless or not await patience.wait(patience.next_backoff()):
-                    raise Unreachable(f"{self.url} cannot be reached: {error}") from None
+                    words = f"{self.url} cannot be reached: {error}"
+                    raise self.breaker.unconnected(began, words) from None
                 continue
             except _Lost as error:
                 if not idempotent:
                     raise OutcomeUnknown(f"{label}: the reply was lost: {error}") from None
                 if not await patience.wait(patience.next_backoff()):
-                    raise Unreachable(f"{self.url} does not answer: {error}") from None
+                    words = f"{self.url} does not answer: {error}"
+                    raise await self.breaker.suspect(words) from None
                 continue
 
             status = reply.status
+            verdict = self._judge(reply)
+            if verdict is not None or _is_from_the_api(status):
+                self.breaker.answered()
             if status == 401:
                 self._tokens.invalidate(token)
                 if renewed:
@@ -218,8 +209,9 @@ class ApiClient:
             elif status == 429:
                 await self._wait_for_rate(label, reply, patience)
             elif status in _REDIRECTS:
-                raise Unreachable(f"{self.url} redirects {label} elsewhere; is the URL right?")
-            elif (verdict := self._judge(reply)) is Verdict.FINAL:
+                words = f"{self.url} redirects {label} elsewhere; is the URL right?"
+                raise await self.breaker.suspect(words)
+            elif verdict is Verdict.FINAL:
                 return reply
             elif verdict is not None:
                 repeatable = idempotent or verdict is Verdict.NOT_EXECUTED
@@ -235,50 +227,65 @@ class ApiClient:
                     raise ServerError(f"{label}: {self.url} answered 502 {bad_gateways} times")
                 wait = retry_after(reply.headers)
                 if not await patience.wait(patience.next_backoff() if wait is None else wait):
-                    raise Unreachable(f"{self.url} is not available: {label} gave {status}")
+                    words = f"{self.url} is not available: {label} gave {status}"
+                    raise await self.breaker.suspect(words)
 
-    async def _send(
+    async def _is_there(self) -> bool:
+        """Whether the API answers at all, past the limit of parallel calls: those may hang."""
+        try:
+            token = await self._tokens.token()
+            reply = await self._exchange(f"GET {self.heartbeat}", "GET", self.heartbeat, token)
+        except (Unreachable, _NotSent, _Lost):
+            return False
+        except F7tfsError:  # the login is refused: that is for the next caller to hear
+            return True
+        return self._judge(reply) is not None or _is_from_the_api(reply.status)
+
+    async def _send(self, label: str, *words: str, **content: Any) -> Reply:
+        """One attempt among a limited number at once. Raises _NotSent or _Lost."""
+        async with self._limiter:
+            return await self._exchange(label, *words, **content)
+
+    async def _exchange(
         self,
         label: str,
         method: str,
         path: str,
         token: str,
         *,
-        query: Mapping[str, str] | None,
-        form: Mapping[str, str] | None,
-        files: Mapping[str, tuple[str, bytes]] | None,
-        body: bytes | None,
-        headers: Mapping[str, str] | None,
+        query: Mapping[str, str] | None = None,
+        form: Mapping[str, str] | None = None,
+        files: Mapping[str, tuple[str, bytes]] | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """One attempt. Raises _NotSent or _Lost."""
         parts = {
             field: (name, content, "application/octet-stream")
             for field, (name, content) in (files or {}).items()
         }
-        async with self._limiter:
-            self.calls[label] += 1
-            started = time.perf_counter()
-            outcome: object = "no reply"
-            try:
-                # The client's timeouts end a call that stands still; this one ends a trickle.
-                with trio.fail_after(10 * self._request_timeout):
-                    response = await self._client.request(
-                        method,
-                        self.url + path,
-                        params=query,
-                        data=form,
-                        files=parts or None,
-                        content=body,
-                        headers={"Authorization": f"Bearer {token}", **(headers or {})},
-                    )
-                outcome = response.status_code
-            except _NOT_SENT as error:
-                raise _NotSent(_reason(error), _is_hopeless(error)) from None
-            except (httpx.HTTPError, trio.TooSlowError) as error:
-                raise _Lost(_reason(error)) from None
-            finally:
-                ms = (time.perf_counter() - started) * 1000
-                log.debug("%s → %s in %.0f ms", label, outcome, ms)
+        self.calls[label] += 1
+        started = time.perf_counter()
+        outcome: object = "no reply"
+        try:
+            # The client's timeouts end a call that stands still; this one ends a trickle.
+            with trio.fail_after(10 * self._request_timeout):
+                response = await self._client.request(
+                    method,
+                    self.url + path,
+                    params=query,
+                    data=form,
+                    files=parts or None,
+                    content=body,
+                    headers={"Authorization": f"Bearer {token}", **(headers or {})},
+                )
+            outcome = response.status_code
+        except _NOT_SENT as error:
+            raise _NotSent(_reason(error), _is_hopeless(error)) from None
+        except (httpx.HTTPError, trio.TooSlowError) as error:
+            raise _Lost(_reason(error)) from None
+        finally:
+            ms = (time.perf_counter() - started) * 1000
+            log.debug("%s → %s in %.0f ms", label, outcome, ms)
         lower = {name.lower(): value for name, value in response.headers.items()}
         if response.status_code == 500 and "x-request-id" not in lower:
             await _let_it_drop(response)
@@ -437,19 +444,6 @@ async def post_form(url: str, form: Mapping[str, str], *, timeout: float = 30.0)
     return Reply(response.status_code, lower, response.content)
 
 
-def words_of(reply: Reply) -> str:
-    """The sentence in an error reply, else its status."""
-    try:
-        found: Any = msgspec.json.decode(reply.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        found = None
-    if isinstance(found, dict):
-        for field in ("error", "description", "message"):
-            if isinstance(found.get(field), str) and found[field]:
-                return str(found[field])
-    return f"status {reply.status}"
-
-
 async def _let_it_drop(response: httpx.Response) -> None:
     """v2 drops the connection after a fault that nobody caught, told by what its reply lacks (v2
     FACTS §1). Seen in time, the pool does not lose the next call on it."""
@@ -471,6 +465,10 @@ def _tls() -> ssl.SSLContext:
 
 def _reason(error: BaseException) -> str:
     return str(error).strip() or type(error).__name__
+
+
+def _is_from_the_api(status: int) -> bool:
+    return status not in _GATEWAY_TROUBLE and status not in _REDIRECTS
 
 
 def _is_hopeless(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
@@ -13,9 +13,15 @@ BACKOFF_FIRST, BACKOFF_CAP = 0.25, 5.0
 
 
 class Patience:
-    """The time that one call may spend on being repeated."""
+    """The time that one call may spend on being repeated. `sleep` is how it waits."""
 
-    def __init__(self, seconds: float, jitter: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        jitter: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = trio.sleep,
+    ) -> None:
+        self._sleep = sleep
         self._until = trio.current_time() + seconds
         self._jitter = jitter
         self._waits = 0
@@ -33,7 +39,7 @@ class Patience:
         """Sleep; False, at once, where that is longer than what is left."""
         if seconds > self.left:
             return False
-        await trio.sleep(seconds)
+        await self._sleep(seconds)
         return True
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from f7tfs.api.breaker import Breaker
 from f7tfs.model import Identity, Job, Listed, RemotePath, Stat, Submitted
 
 
@@ -124,6 +125,11 @@ class Cluster(Protocol):
     @property
     def calls(self) -> Mapping[str, int]:
         """How often each endpoint was asked since the start."""
+        ...
+
+    @property
+    def breaker(self) -> Breaker:
+        """Whether the API can be reached."""
         ...
 
     def carries(self, path: RemotePath, route: Route) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import trio
 
-from f7tfs.api.http import ApiClient, words_of
+from f7tfs.api.http import ApiClient
+from f7tfs.api.replies import words_of
 from f7tfs.api.rounds import WINDOW, Rounds
 from f7tfs.errors import (
     F7tfsError,

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from f7tfs.api import v1_names, v1_poisoned, v1_wire
+from f7tfs.api.breaker import Breaker
 from f7tfs.api.http import ApiClient
 from f7tfs.api.names import require
 from f7tfs.api.port import Capabilities, FileSystem, Progress, Route, SystemStatus, Ticket
@@ -58,6 +59,7 @@ class V1Cluster:
         parallel_calls: int = 4,
         job_timeout: float = 60.0,
     ) -> None:
+        api.heartbeat = "/status/parameters"  # 2 ms, nothing on the cluster (FACTS §10)
         self._calls = Calls(api, system)
         self._tasks = tasks
         self._jobs = Jobs(self._calls, tasks, task_timeout=job_timeout)
@@ -76,6 +78,10 @@ class V1Cluster:
     @property
     def calls(self) -> Mapping[str, int]:
         return self._calls.api.calls
+
+    @property
+    def breaker(self) -> Breaker:
+        return self._calls.api.breaker
 
     def carries(self, path: RemotePath, route: Route) -> bool:
         return v1_names.carries(path, route)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from f7tfs.api.http import Reply
+from f7tfs.api.replies import Reply
 from f7tfs.api.strerror import kind_by_end, kind_by_phrase, without_farewell
 from f7tfs.errors import (
     CommandTimeout,

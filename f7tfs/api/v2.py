@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from f7tfs.api import v2_names, v2_wire
+from f7tfs.api.breaker import Breaker
 from f7tfs.api.http import ApiClient
 from f7tfs.api.names import require
 from f7tfs.api.port import Capabilities, FileSystem, Progress, Route, SystemStatus, Ticket
@@ -67,6 +68,7 @@ class V2Cluster:
         parallel_calls: int = 4,
     ) -> None:
         api.adapt(judge=judge, most_calls=v2_wire.MOST_CALLS)
+        api.heartbeat = SYSTEMS  # from the server's memory, nothing on the cluster
         own_transfers: set[str] = set()
         self._calls = Calls(api, system)
         self._jobs = Jobs(self._calls, own_transfers)
@@ -86,6 +88,10 @@ class V2Cluster:
     @property
     def calls(self) -> Mapping[str, int]:
         return self._calls.api.calls
+
+    @property
+    def breaker(self) -> Breaker:
+        return self._calls.api.breaker
 
     def carries(self, path: RemotePath, route: Route) -> bool:
         return v2_names.carries(path, route)

@@ -6,7 +6,8 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from f7tfs.api.http import ApiClient, Reply
+from f7tfs.api.http import ApiClient
+from f7tfs.api.replies import Reply
 from f7tfs.api.v2_errors import error_of
 from f7tfs.api.wire import document
 from f7tfs.errors import OutcomeUnknown, Unreachable

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from f7tfs.api.http import Reply, Verdict
+from f7tfs.api.replies import Reply, Verdict
 from f7tfs.api.strerror import kind_by_end, kind_by_phrase
 from f7tfs.errors import (
     CommandTimeout,

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import trio
 
-from f7tfs.api.http import Reply
 from f7tfs.api.names import require
+from f7tfs.api.replies import Reply
 from f7tfs.api.scheduler import MAY_BE_SUBMITTED, NOT_SUBMITTED, OVER, base_of, said
 from f7tfs.api.strerror import kind_by_end
 from f7tfs.api.v2_calls import JOB, JOBS, METADATA, Calls, answer_to

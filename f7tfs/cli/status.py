@@ -63,6 +63,9 @@ def _state(said: mounts.Status | mounts.Dead | mounts.Silent) -> str:
         return "daemon gone"
     if isinstance(said, mounts.Silent):
         return "no answer"
+    offline = said.get("offline")
+    if isinstance(offline, dict):
+        return f"offline since {_time(offline.get('since'))}"
     return "offline" if said.get("online") is False else "online"
 
 

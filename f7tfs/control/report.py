@@ -28,7 +28,9 @@ class Report:
         removals: Removals,
         submissions: Submissions,
         calls: Callable[[], Mapping[str, int]],
+        offline: Callable[[], tuple[float | None, str]],
     ) -> None:
+        self._offline = offline
         self._about = dict(about)
         self._spool = spool
         self._cache = cache
@@ -39,8 +41,11 @@ class Report:
 
     def build(self) -> dict[str, Any]:
         calls = dict(self._calls())
+        since, reason = self._offline()
         return {
             "mount": self._about,
+            "online": since is None,
+            "offline": None if since is None else {"since": since, "reason": reason},
             "uploads": self._uploads(),
             "removals": {"pending": len(self._removals)},
             "transfers": self.transfers(),
@@ -107,6 +112,7 @@ class Report:
             f"{about['system']}:{about['remote_path']} on {about['mountpoint']}"
             f" (FirecREST {about['dialect']}, pid {about['pid']},"
             f" up {time.time() - about['since']:.0f} s)",
+            *_offline_line(report["offline"]),
             f"uploads: {uploads['pending']} pending ({uploads['bytes']} bytes),"
             f" {uploads['stuck']} stuck, {uploads['held']} held, {uploads['open']} open",
             f"removals: {report['removals']['pending']} pending",
@@ -127,6 +133,8 @@ class Report:
         report = self.build()
         uploads = report["uploads"]
         values = {
+            "f7tfs_offline": int(not report["online"]),
+            "f7tfs_offline_since_seconds": (report["offline"] or {"since": 0})["since"],
             "f7tfs_uploads_pending": uploads["pending"],
             "f7tfs_uploads_pending_bytes": uploads["bytes"],
             "f7tfs_uploads_stuck": uploads["stuck"],
@@ -141,3 +149,10 @@ class Report:
         for call, count in sorted(report["api"]["calls"].items()):
             lines.append(f'f7tfs_api_calls_total{{call="{call}"}} {count}')
         return "\n".join(lines) + "\n"
+
+
+def _offline_line(offline: Mapping[str, Any] | None) -> list[str]:
+    if offline is None:
+        return []
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(offline["since"]))
+    return [f"offline since {clock} ({time.time() - offline['since']:.0f} s): {offline['reason']}"]

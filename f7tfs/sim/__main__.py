@@ -22,6 +22,7 @@ def parse(arguments: list[str] | None = None) -> SimOptions:
     add("--api", default="v1", choices=["v1", "v2", "both"])
     add("--user", help="account for commands and jobs (root only)")
     add("--state", type=Path, help="where staged objects live (default: temporary)")
+    add("--client-secret", metavar="TEXT", help="of all clients (default: a new one)")
     add("--server-version", metavar="X.Y.Z")
     for name, words in (
         ("latency", "added to each API call"),

@@ -40,6 +40,8 @@ class SimOptions:
     object_store_expiry: float = 604800.0
     """F7T_STORAGE_TEMPURL_EXP_TIME of forms and links."""
     token_lifetime: float = 300.0
+    client_secret: str | None = None
+    """Of all clients, so that a server that is started again knows them; None = a new one."""
     slots: int | None = None
     """Jobs that run at the same time; None = 2, and 16 where v2 is served (its transfers are jobs,
     and some sleep)."""

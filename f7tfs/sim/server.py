@@ -102,7 +102,7 @@ class Site:
         self._nursery = nursery
         self._connections: dict[tuple[str, int], Connection] = {}
         name, other = cluster.users
-        self._client = Client("firecrest-sim", secrets.token_hex(16), name)
+        self._client = Client("firecrest-sim", options.client_secret or secrets.token_hex(16), name)
         clients = [
             self._client,
             Client("firecrest-other", self._client.client_secret, other),

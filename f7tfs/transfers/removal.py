@@ -14,10 +14,11 @@ from collections.abc import Iterator
 import msgspec
 import trio
 
+from f7tfs.api.breaker import Breaker
 from f7tfs.catalog import Catalog
 from f7tfs.content.journal import Journal, RemovalRecord
 from f7tfs.content.spool import Spool, SpoolEntry, State
-from f7tfs.errors import F7tfsError, NotEmpty, NotFound
+from f7tfs.errors import F7tfsError, NotEmpty, NotFound, Unreachable
 from f7tfs.model import Fingerprint, Kind, RemotePath, is_within, name_of, parent_of
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.upload import Uploads, may_pass
@@ -33,7 +34,9 @@ class Removals:
         spool: Spool,
         uploads: Uploads,
         journal: Journal,
+        breaker: Breaker,
     ) -> None:
+        self._breaker = breaker
         self._namespace = namespace
         self._catalog = catalog
         self._spool = spool
@@ -150,6 +153,7 @@ class Removals:
         """Carry out tombstones in their order, for ever."""
         pause = 1.0
         while True:
+            await self._breaker.back()
             self._wake = trio.Event()
             pending = sorted(self._records.values(), key=lambda one: one.sequence)
             failed = False
@@ -157,8 +161,9 @@ class Removals:
                 try:
                     await self._execute(record)
                 except F7tfsError as error:
-                    log.warning("removing %s: %s", record.path, error)
-                    failed = True
+                    failed = not (isinstance(error, Unreachable) and self._breaker.is_offline)
+                    if failed:
+                        log.warning("removing %s: %s", record.path, error)
                     break
             if failed:
                 await trio.sleep(pause)

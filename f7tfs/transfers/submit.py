@@ -168,6 +168,9 @@ class Submissions:
                     await self._send(record)
                 except (Unreachable, RateLimited) as error:
                     await self._move(tag, state="held", error=str(error))
+                    if self._cluster.breaker.is_offline:
+                        await self._cluster.breaker.back()
+                        continue
                     log.warning("%s is not submitted yet: %s", record.name, error)
                     await trio.sleep(pause)
                     pause = min(2 * pause, 60.0)

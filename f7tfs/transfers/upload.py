@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
+from f7tfs.api.breaker import Breaker
 from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.errors import (
     Cancelled,
@@ -19,6 +20,7 @@ from f7tfs.errors import (
     ServerError,
     StagingFailed,
     Unauthorized,
+    Unreachable,
 )
 from f7tfs.model import name_of
 from f7tfs.transfers.attempt import Attempts, Superseded
@@ -37,10 +39,12 @@ class Uploads:
         attempts: Attempts,
         nursery: trio.Nursery,
         *,
+        breaker: Breaker,
         delay: float,
         hold: float,
         is_junk: Callable[[str], bool],
     ) -> None:
+        self._breaker = breaker
         self._spool = spool
         self._attempts = attempts
         self._nursery = nursery
@@ -164,6 +168,7 @@ class Uploads:
             held = entry.state is State.HELD
             entry.due = self._hold_until(entry) if held else trio.current_time()
         while True:
+            await self._breaker.back()  # while the API is offline, nothing is tried
             now, next_due = trio.current_time(), float("inf")
             for entry in self._spool:
                 if (
@@ -219,6 +224,11 @@ class Uploads:
 
     def _failed(self, entry: SpoolEntry, error: F7tfsError | OSError) -> None:
         if entry.is_gone:
+            return
+        if isinstance(error, Unreachable) and self._breaker.is_offline:
+            entry.error = str(error)  # not this file's failure: it goes on when the API is back
+            if entry.state is State.UPLOADING:
+                self._requeue(entry, 0.0)
             return
         entry.attempts += 1
         entry.cancels += isinstance(error, Cancelled)

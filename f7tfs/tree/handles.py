@@ -8,6 +8,7 @@ keeps what it has.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ import trio
 from f7tfs.content.cache import Cache, CacheFile
 from f7tfs.content.disk import Disk
 from f7tfs.content.spool import RESERVE, Spool, SpoolEntry, State
-from f7tfs.errors import Changed, NoLocalSpace
+from f7tfs.errors import Changed, NoLocalSpace, Unreachable
 from f7tfs.model import Attributes, Fingerprint, RemotePath
 from f7tfs.transfers.attempt import conflict_name
 from f7tfs.transfers.download import Downloads
@@ -143,7 +144,8 @@ class Shared:
             if self.entry is not None:  # uploaded since, by this very mount
                 base, self.permissions = self.entry.base, self.entry.permissions
             if base is not None and base.ino is None:
-                base = await self._floors.downloads.certain(self.path, base)
+                with contextlib.suppress(Unreachable):  # writes queue; the listing's word is kept
+                    base = await self._floors.downloads.certain(self.path, base)
             entry = spool.new(self.path, base=base, permissions=self.permissions)
             try:
                 await self._fill(entry, caller_pid, keep)

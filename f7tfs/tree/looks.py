@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from f7tfs.content.spool import SpoolEntry, State
+from f7tfs.content.spool import SpoolEntry
 from f7tfs.content.times import Times
 from f7tfs.model import Attributes, Identity, Kind, RemotePath
 from f7tfs.tree.wing import Look
@@ -13,14 +13,6 @@ NOBODY = 65534
 # A directory that is gone on the cluster while files for it are still in the spool: they stay
 # readable under their names.
 GHOST = Attributes(kind=Kind.DIRECTORY, permissions=0o755, size=0, mtime=0)
-STATE_WORDS = {
-    State.OPEN: "dirty",
-    State.HELD: "held",
-    State.QUEUED: "dirty",
-    State.UPLOADING: "uploading",
-    State.STUCK: "stuck",
-    State.GONE: "cached",
-}
 
 
 class Looks:

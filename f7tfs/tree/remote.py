@@ -6,7 +6,6 @@ never has to tell anybody upstairs.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import posixpath
@@ -25,6 +24,7 @@ from f7tfs.errors import (
     NameNotSupported,
     NotFound,
     NotPermitted,
+    Offline,
     PermissionDenied,
     Unreachable,
 )
@@ -33,12 +33,13 @@ from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors, RemoteHandle, Shared, truncate_path
-from f7tfs.tree.looks import GHOST, STATE_WORDS, Looks
+from f7tfs.tree.looks import GHOST, Looks
 from f7tfs.tree.nodes import Node
 from f7tfs.tree.permissions import READ, SEARCH, WRITE, permits, require
 from f7tfs.tree.renaming import Renaming
 from f7tfs.tree.temporaries import is_temporary
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
+from f7tfs.tree.xattrs import attributes_of_clean, attributes_of_entry
 
 log = logging.getLogger("f7tfs.tree")
 GROWING = 60.0  # seconds since the last change within which a file may be a log that grows
@@ -163,8 +164,10 @@ class RemoteWing(Wing):
             path = self.path(node)
             entry = self._floors.spool.at(path)
             if entry is None:
-                attributes = await self._find(path, fresh=True)
+                attributes = await self._find_to_open(path)
                 self._require_openable(path, attributes, flags)
+                if self._catalog.is_offline and not wants_writing(flags):
+                    self._require_here(node, path, attributes)
                 attributes = await self._with_inode_if_growing(path, attributes)
                 entry = self._floors.spool.at(path)
             else:
@@ -194,6 +197,21 @@ class RemoteWing(Wing):
                 raise
         return handle
 
+    async def _find_to_open(self, path: RemotePath) -> Attributes:
+        """Never what an old listing tells, unless the API is offline."""
+        try:
+            return await self._find(path, fresh=True)
+        except Unreachable:
+            if not self._catalog.is_offline:
+                raise
+            return await self._find(path)
+
+    def _require_here(self, node: Node, path: RemotePath, attributes: Attributes) -> None:
+        """Offline, what is cached can be opened, and what is open already."""
+        content = self._floors.cache.find(path, attributes.fingerprint)
+        if content is None and node.ino not in self._open and attributes.size > 0:
+            raise Offline(f"{path} is not in the cache, and the cluster cannot be reached")
+
     def _require_openable(self, path: RemotePath, attributes: Attributes, flags: int) -> None:
         if attributes.is_directory:
             raise IsADirectory(path)
@@ -212,7 +230,7 @@ class RemoteWing(Wing):
             return attributes
         try:
             return self._catalog.attributes_of(await self._catalog.stat(path))
-        except NameNotSupported:
+        except (NameNotSupported, Unreachable):
             return attributes
 
     async def _is_other(self, shared: Shared, attributes: Attributes) -> bool:
@@ -475,19 +493,12 @@ class RemoteWing(Wing):
 
     async def attributes(self, node: Node) -> Mapping[str, str]:
         path = self.path(node)
-        found = {"user.f7tfs.remote_path": str(path)}
         entry = self._floors.spool.at(path)
         if entry is not None:
-            found["user.f7tfs.state"] = STATE_WORDS[entry.state]
-            if entry.error:
-                found["user.f7tfs.error"] = entry.error
-            if entry.ticket:
-                found["user.f7tfs.task"] = str(json.loads(entry.ticket).get("task_id", ""))
-            if entry.state is State.UPLOADING:
-                found["user.f7tfs.progress"] = f"{entry.sent}/{entry.size}"
-        elif node.kind is Kind.FILE:
-            known = await self._find(path)
-            content = self._floors.cache.find(path, known.fingerprint)
-            cached = content is not None and content.is_complete
-            found["user.f7tfs.state"] = "cached" if cached else "remote"
-        return found
+            return attributes_of_entry(path, entry)
+        if node.kind is not Kind.FILE:
+            return attributes_of_clean(path, None, False)
+        known = await self._find(path)
+        content = self._floors.cache.find(path, known.fingerprint)
+        cached = content is not None and content.is_complete
+        return attributes_of_clean(path, cached, self._catalog.is_offline)
