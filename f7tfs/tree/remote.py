@@ -164,7 +164,7 @@ class RemoteWing(Wing):
             entry = self._floors.spool.at(path)
             if entry is None:
                 attributes = await self._find(path, fresh=True)
-                self._require_openable(path, attributes, flags)
+                await self._require_openable(path, attributes, flags)
                 attributes = await self._with_inode_if_growing(path, attributes)
                 entry = self._floors.spool.at(path)
             else:
@@ -194,7 +194,7 @@ class RemoteWing(Wing):
                 raise
         return handle
 
-    def _require_openable(self, path: RemotePath, attributes: Attributes, flags: int) -> None:
+    async def _require_openable(self, path: RemotePath, attributes: Attributes, flags: int) -> None:
         if attributes.is_directory:
             raise IsADirectory(path)
         if attributes.kind is not Kind.FILE:
@@ -203,7 +203,7 @@ class RemoteWing(Wing):
         want = {os.O_RDONLY: READ, os.O_WRONLY: WRITE}.get(accmode, READ | WRITE)
         require(self._identity, attributes, want, path)
         if wants_writing(flags):
-            self._namespace.require_name(path)
+            await self._namespace.require_name(path)
 
     async def _with_inode_if_growing(self, path: RemotePath, attributes: Attributes) -> Attributes:
         """Of a file that is likely still being written, only the inode can prove later that it is
@@ -266,7 +266,7 @@ class RemoteWing(Wing):
         self, parent: Node, name: str, permissions: int, flags: int, caller: Caller
     ) -> Look:
         path = join(self.path(parent), name)
-        self._namespace.require_name(path)
+        await self._namespace.require_name(path)
         await self._require_writable(parent)
         existing: Attributes | SpoolEntry | None = self._floors.spool.at(path)
         if existing is None and not self._removals.hides(path):
@@ -454,7 +454,7 @@ class RemoteWing(Wing):
         if changes.permissions is not None:
             self._floors.cache.touch(path, attributes.fingerprint)
         if changes.mtime_ns is not None:
-            self._namespace.require_name(path)
+            await self._namespace.require_name(path)
             if attributes.is_directory:
                 await self._times.set_directory(path, changes.mtime_ns)
             else:
