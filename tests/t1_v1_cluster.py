@@ -296,7 +296,8 @@ def test_directories_and_renames(sim: Simulator, home: Path) -> None:
 
 
 def test_names_that_are_never_sent(sim: Simulator, home: Path) -> None:
-    """SEMANTICS "Names": EINVAL before anything is sent."""
+    """SEMANTICS "Names": EINVAL before anything is sent; what the site does with two spaces "is
+    probed once … with a `stat` of a name that cannot exist"."""
     good, bad = at(home, "x"), at(home, "two  spaces")
 
     async def body(cluster: Cluster, _: StagingArea) -> None:
@@ -333,7 +334,9 @@ def test_names_that_are_never_sent(sim: Simulator, home: Path) -> None:
                 await call
 
     on_cluster(sim, body)
-    assert calls(sim) == {}
+    assert calls(sim) == {"GET /utilities/stat": 1}
+    (probe,) = [one["params"]["targetPath"] for one in sim.log() if one["path"].endswith("/stat")]
+    assert probe.startswith(f"{home}/.f7tfs-probe-"), probe
 
 
 def test_archives(sim: Simulator, home: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
-from loopback import Answer, loopback
+from loopback import Answer, Asked, json_answer, loopback
 
 from f7tfs.api.auth import Grant, TokenSource
 from f7tfs.api.http import ApiClient
@@ -102,7 +104,7 @@ def test_logs() -> None:
     assert log_of_transfer(error) == error
 
 
-# Nothing is sent.
+# Nothing is sent, but for the one question what the server does with such names.
 
 CANARY = RemotePath("/home/u/'; touch canary; '")
 AWKWARD = RemotePath("/home/u/a;touch canary")
@@ -112,14 +114,26 @@ def sent_by(body: Callable[[V2Cluster], Awaitable[Any]]) -> list[str]:
     async def fetch() -> Grant:
         return Grant("t", 300)
 
-    with loopback(lambda asked: Answer(204)) as server:
+    def behave(asked: Asked) -> Answer:
+        if ".f7tfs-probe-" not in asked.query.get("path", ""):
+            return Answer(204)
+        (word,) = shlex.split(f"'{asked.query['path']}'")  # what an unescaped server's shell reads
+        assert re.fullmatch(r"(/[a-z]+)+/\.f7tfs-probe-[0-9a-f]+x[0-9a-f]+", word), word
+        assert asked.path == "/filesystem/cluster/ops/stat" and asked.method == "GET"
+        text = f"stat: cannot statx '{word}': No such file or directory"
+        said = f"Remote process failed with exit status:1 and error message:{text}"
+        return json_answer({"errorType": "error", "message": said}, 404)
+
+    with loopback(behave) as server:
 
         async def main() -> None:
             async with ApiClient(server.url, TokenSource(fetch)) as client:
                 await body(V2Cluster(client, "cluster", account="a"))
 
         trio.run(main)
-    return server.paths()
+    probes = [asked for asked in server.asked if ".f7tfs-probe-" in asked.query.get("path", "")]
+    assert len(probes) <= 1
+    return [f"{asked.method} {asked.path}" for asked in server.asked if asked not in probes]
 
 
 FINE = RemotePath(PLAIN)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import secrets
+from collections.abc import Awaitable, Callable
 
-from f7tfs.errors import NameNotSupported
+import trio
+
+from f7tfs.errors import F7tfsError, NameNotSupported, Unauthorized
+from f7tfs.model import RemotePath, join, parent_of
+
+log = logging.getLogger("f7tfs.names")
 
 _ESCAPE = re.compile(rb"\\([abfnrtv]|[0-3][0-7]{2})")
 _QUOTED_ESCAPE = re.compile(rb"""\\([abfnrtv"\\]|[0-3][0-7]{2})""")
@@ -47,6 +55,49 @@ def c_unquoted(quoted: str) -> str:
 def is_sound(name: str) -> bool:
     """Whether a listed name can be one: not empty, not "." or "..", without "/" and NUL."""
     return name not in {"", ".", ".."} and "/" not in name and "\0" not in name
+
+
+class Lesson:
+    """What only a site's server can tell about a kind of names. It is asked when the first of them
+    is met, once, by a `stat` of one that cannot exist: whatever the server does with it, nothing
+    changes (SEMANTICS "Names")."""
+
+    def __init__(self, subject: str, characters: str, understood: tuple[str, ...]) -> None:
+        """`subject`: for the log. `characters`: those in question. The error text of a server that
+        leaves them alone holds one of `understood`."""
+        self.is_known = False
+        self.is_carried = False
+        self._subject = subject
+        self._characters = characters
+        self._understood = understood
+        self._turn = trio.Lock()
+
+    async def learn(
+        self,
+        path: RemotePath,
+        carries: Callable[[RemotePath], bool],
+        stat: Callable[[RemotePath], Awaitable[object]],
+    ) -> None:
+        """Ask, beside the deepest directory on the way to `path` that is carried anyhow. Unclear
+        answers count as a no; what keeps the server from answering is raised, and asked again."""
+        async with self._turn:
+            if self.is_known:
+                return
+            place = parent_of(path)
+            while not carries(place):
+                place = parent_of(place)
+            head, tail = f".f7tfs-probe-{secrets.token_hex(6)}", secrets.token_hex(4)
+            answer = ""
+            try:
+                await stat(join(place, f"{head}{self._characters}{tail}"))
+            except F7tfsError as error:
+                answer = str(error)
+                if head not in answer and (error.transient or isinstance(error, Unauthorized)):
+                    raise
+            self.is_carried = any(f"{head}{one}{tail}" in answer for one in self._understood)
+            self.is_known = True
+            words = "carries" if self.is_carried else "does not carry"
+            log.info("this server %s names with %s", words, self._subject)
 
 
 def require(carried: bool, *names: str) -> None:

@@ -23,6 +23,7 @@ class Route(enum.Enum):
     COMMAND = "command"  # a shell command on the login node: ls, stat, rename, direct transfers
     STAGED_DOWNLOAD = "staged-download"
     STAGED_UPLOAD = "staged-upload"
+    MOVE = "move"  # `rename`, or where there is none the script of `move_by_job`
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -134,6 +135,12 @@ class Cluster(Protocol):
 
     def carries(self, path: RemotePath, route: Route) -> bool:
         """Whether `route` carries this path safely. Pure; costs nothing."""
+        ...
+
+    async def learn_carries(self, path: RemotePath, route: Route) -> bool:
+        """The same; but where it hangs on what this site's server does with such names, and nobody
+        asked yet, the server is asked once, by a `stat` of a name that cannot exist. Raises what
+        keeps it from answering."""
         ...
 
     # Who and what is there.

@@ -64,6 +64,7 @@ class V1Cluster:
         self._tasks = tasks
         self._jobs = Jobs(self._calls, tasks, task_timeout=job_timeout)
         self._system = system
+        self._spaces = v1_names.lesson()
         self._parallel_calls = parallel_calls
         self._capabilities = v1_wire.capabilities_of(v1_wire.Parameters(), parallel_calls)
 
@@ -84,7 +85,12 @@ class V1Cluster:
         return self._calls.api.breaker
 
     def carries(self, path: RemotePath, route: Route) -> bool:
-        return v1_names.carries(path, route)
+        return v1_names.carries(path, route, spaces=self._spaces.is_carried)
+
+    async def learn_carries(self, path: RemotePath, route: Route) -> bool:
+        if not self.carries(path, route) and v1_names.carries(path, route, spaces=True):
+            await self._learn_spaces(path)
+        return self.carries(path, route)
 
     # Who and what is there.
 
@@ -122,7 +128,7 @@ class V1Cluster:
 
     async def list_directory(self, path: RemotePath) -> list[Listed]:
         """With a trailing slash: a symlink to a directory lists itself without it (FACTS §4)."""
-        self._check(path)
+        await self._check(path)
         query = {"targetPath": path.rstrip("/") + "/", "showhidden": "true", "numericUid": "true"}
         try:
             reply = await self._calls.fetch("/utilities/ls", query, f"ls {path}")
@@ -138,7 +144,7 @@ class V1Cluster:
     async def list_tree(self, path: RemotePath) -> list[tuple[str, Listed]]:
         """Without a trailing slash, as the names relative to the root were observed; so a symlink
         to a directory is NotADirectory here."""
-        self._check(path)
+        await self._check(path)
         if path == "/":
             raise Unsupported("a recursive listing of / is not asked for")
         query = {"targetPath": path, "showhidden": "true", "recursive": "true"}
@@ -149,14 +155,14 @@ class V1Cluster:
         return list(v1_wire.tree(found, path))
 
     async def stat(self, path: RemotePath, *, follow: bool = False) -> Stat:
-        self._check(path)
+        await self._check(path)
         query = {"targetPath": path} | ({"dereference": "true"} if follow else {})
         answer = await self._calls.ask("/utilities/stat", query, f"stat {path}")
         return v1_wire.stat_of(answer.get("output"))
 
     async def read_link(self, path: RemotePath) -> str:
         """By a listing of the link itself: the only call that tells a target (FACTS §4)."""
-        self._check(path)
+        await self._check(path)
         query = {"targetPath": path, "showhidden": "true"}
         reply = await self._calls.fetch("/utilities/ls", query, f"readlink {path}")
         found = v1_wire.entries(reply.body)
@@ -167,7 +173,7 @@ class V1Cluster:
         raise InvalidArgument(f"readlink {path}: not a symbolic link")
 
     async def make_directory(self, path: RemotePath) -> None:
-        self._check(path)
+        await self._check(path)
         await self._calls.act(
             "POST", "/utilities/mkdir", f"mkdir {path}", form={"targetPath": path}
         )
@@ -183,7 +189,7 @@ class V1Cluster:
 
     async def remove(self, path: RemotePath) -> None:
         """Without a trailing slash, ever: with one, rm empties what a symlink points to (§4)."""
-        self._check(path)
+        await self._check(path)
         if path.rstrip("/") == "":
             raise InvalidArgument("rm /: refused")
         form = {"targetPath": path.rstrip("/")}
@@ -191,12 +197,12 @@ class V1Cluster:
 
     async def change_mode(self, path: RemotePath, permissions: int) -> None:
         """Five digits: with fewer, GNU chmod keeps the set-id bits of directories."""
-        self._check(path)
+        await self._check(path)
         form = {"targetPath": path, "mode": f"{permissions & 0o7777:05o}"}
         await self._calls.act("PUT", "/utilities/chmod", f"chmod {path}", form=form)
 
     async def change_owner(self, path: RemotePath, user: str | None, group: str | None) -> None:
-        self._check(path)
+        await self._check(path)
         chosen = {"owner": user, "group": group}
         form = {name: value for name, value in chosen.items() if value is not None}
         if not form:
@@ -208,12 +214,12 @@ class V1Cluster:
         )
 
     async def symlink(self, target: str, link: RemotePath) -> None:
-        require(v1_names.carries_text(target, link), target, link)
+        await self._check_all(target, link)
         form = {"targetPath": target, "linkPath": link}
         await self._calls.act("POST", "/utilities/symlink", f"ln -s {link}", form=form)
 
     async def checksum(self, path: RemotePath) -> str:
-        self._check(path)
+        await self._check(path)
         answer = await self._calls.ask(
             "/utilities/checksum", {"targetPath": path}, f"sha256sum {path}"
         )
@@ -232,7 +238,7 @@ class V1Cluster:
 
     async def download(self, path: RemotePath) -> bytes:
         """The file's name travels back in a header, which a DEL breaks (FACTS §3)."""
-        self._check(path)
+        await self._check(path)
         require("\x7f" not in name_of(path), path)
         what = f"download {path}"
         reply = await self._calls.fetch("/utilities/download", {"sourcePath": path}, what)
@@ -246,19 +252,19 @@ class V1Cluster:
     async def head(self, path: RemotePath, count: int) -> bytes:
         """Exact: the server decodes strictly as UTF-8 and fails on everything else, also on a
         character cut in two (FACTS §4), which is Unsupported."""
-        self._check(path)
+        await self._check(path)
         if count <= 0:
             return b""
         query = {"targetPath": path, "bytes": str(count)}
         return await self._text("/utilities/head", query, f"head {path}")
 
     async def tail(self, path: RemotePath, offset: int) -> bytes:
-        self._check(path)
+        await self._check(path)
         query = {"targetPath": path, "bytes": str(offset + 1), "skip_beginning": "true"}
         return await self._text("/utilities/tail", query, f"tail {path}")
 
     async def upload(self, path: RemotePath, content: bytes) -> None:
-        self._check(path)
+        await self._check(path)
         if len(content) > self._capabilities.direct_upload_limit:
             raise TooLarge(f"upload {path}: {len(content)} bytes are too many for one call")
         form = {"targetPath": parent_of(path)}
@@ -268,7 +274,7 @@ class V1Cluster:
     # Content, staged.
 
     async def stage_download(self, path: RemotePath) -> Ticket:
-        require(self.carries(path, Route.STAGED_DOWNLOAD), path)
+        await self._check(path, Route.STAGED_DOWNLOAD)
         what = f"stage {path}"
         answer = await self._calls.act(
             "POST", "/storage/xfer-external/download", what, form={"sourcePath": path}
@@ -276,7 +282,7 @@ class V1Cluster:
         return Ticket(task_id_of(answer, what), path)
 
     async def stage_upload(self, path: RemotePath, size: int) -> Ticket:
-        require(self.carries(path, Route.STAGED_UPLOAD), path)
+        await self._check(path, Route.STAGED_UPLOAD)
         limit = self._capabilities.staged_upload_limit
         if limit is not None and size > limit:
             raise TooLarge(f"upload {path}: {size} bytes are more than the staging area takes")
@@ -322,13 +328,25 @@ class V1Cluster:
 
     # Shared.
 
-    def _check(self, path: RemotePath) -> None:
-        require(v1_names.carries(path, Route.COMMAND), path)
+    async def _check(self, path: RemotePath, route: Route = Route.COMMAND) -> None:
+        require(await self.learn_carries(path, route), path)
+
+    async def _check_all(self, *texts: str) -> None:
+        """Parameters of one command, the last a path; they share the command's length."""
+        if not v1_names.carries_text(*texts) and v1_names.carries_text(*texts, spaces=True):
+            await self._learn_spaces(RemotePath(texts[-1]))
+        require(v1_names.carries_text(*texts, spaces=self._spaces.is_carried), *texts)
+
+    async def _learn_spaces(self, path: RemotePath) -> None:
+        async def stat(probe: RemotePath) -> None:
+            await self._calls.ask("/utilities/stat", {"targetPath": probe}, "probe")
+
+        await self._spaces.learn(path, v1_names.carries_text, stat)
 
     async def _from_to(
         self, method: str, endpoint: str, verb: str, source: RemotePath, target: RemotePath
     ) -> None:
-        require(v1_names.carries_text(source, target), source, target)
+        await self._check_all(source, target)
         form = {"sourcePath": source, "targetPath": target}
         await self._calls.act(method, endpoint, f"{verb} {source} → {target}", form=form)
 

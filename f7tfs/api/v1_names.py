@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from f7tfs.api.names import Lesson
 from f7tfs.api.names import decoded as decoded
 from f7tfs.api.names import is_sound as is_sound
 from f7tfs.api.port import Route
@@ -23,12 +24,18 @@ STAGED_UPLOAD_BUDGET = 2000
 _UNQUOTED_SAFE = re.compile(r"[A-Za-z0-9_./#*+=%!~\u0080-\U0010ffff-]+")
 
 
-def carries_text(*texts: str, budget: int = COMMAND_BUDGET) -> bool:
+def lesson() -> Lesson:
+    """What a site does with spaces: its shell wrapper folds runs of them, others have none (§3)."""
+    return Lesson("consecutive spaces", "  ", ("  ",))
+
+
+def carries_text(*texts: str, budget: int = COMMAND_BUDGET, spaces: bool = False) -> bool:
     """Whether a shell command with these parameters arrives as meant. Two consecutive spaces
-    collapse to one on the way, and bytes that are not UTF-8 cannot be sent at all."""
+    collapse to one on the way, unless the server is known to keep them (`spaces`), and bytes that
+    are not UTF-8 cannot be sent at all."""
     length = 0
     for text in texts:
-        if not text or "  " in text or FORBIDDEN.search(text):
+        if not text or ("  " in text and not spaces) or FORBIDDEN.search(text):
             return False
         try:
             length += len(text.encode())
@@ -37,12 +44,12 @@ def carries_text(*texts: str, budget: int = COMMAND_BUDGET) -> bool:
     return length <= budget
 
 
-def carries(path: str, route: Route) -> bool:
+def carries(path: str, route: Route, *, spaces: bool = False) -> bool:
     """Whether `route` carries one path safely."""
-    if route is Route.COMMAND:
-        return carries_text(path)
+    if route in {Route.COMMAND, Route.MOVE}:
+        return carries_text(path, spaces=spaces)
     if route is Route.STAGED_UPLOAD:
-        return carries_text(path, budget=STAGED_UPLOAD_BUDGET)
+        return carries_text(path, budget=STAGED_UPLOAD_BUDGET, spaces=spaces)
     return (
         carries_text(path, budget=STAGED_DOWNLOAD_BUDGET)
         and _UNQUOTED_SAFE.fullmatch(path) is not None

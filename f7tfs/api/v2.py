@@ -74,6 +74,7 @@ class V2Cluster:
         self._jobs = Jobs(self._calls, own_transfers)
         self._transfers = Transfers(self._calls, self._jobs, own_transfers, account)
         self._system = system
+        self._quotes = v2_names.lesson()
         self._parallel_calls = parallel_calls
         self._capabilities = v2_wire.capabilities_of(v2_wire.System(system), "", parallel_calls)
 
@@ -94,7 +95,12 @@ class V2Cluster:
         return self._calls.api.breaker
 
     def carries(self, path: RemotePath, route: Route) -> bool:
-        return v2_names.carries(path, route)
+        return v2_names.carries(path, route, quotes=self._quotes.is_carried)
+
+    async def learn_carries(self, path: RemotePath, route: Route) -> bool:
+        if not self.carries(path, route) and v2_names.carries(path, route, quotes=True):
+            await self._learn_quotes(path)
+        return self.carries(path, route)
 
     # Who and what is there.
 
@@ -136,7 +142,7 @@ class V2Cluster:
     async def list_directory(self, path: RemotePath) -> list[Listed]:
         """With a trailing slash: a symlink to a directory lists itself without it (FACTS §3). Never
         dereferenced nor recursive: one bad entry fails the whole."""
-        self._check(path)
+        await self._check(path)
         query = {"path": path.rstrip("/") + "/", "showHidden": "true", "numericUid": "true"}
         reply = await self._calls.fetch(OPS + "ls", query, f"ls {path}")
         found = v2_wire.entries(reply.body)
@@ -148,14 +154,14 @@ class V2Cluster:
         raise Unsupported("recursive listings of FirecREST v2 are not used (FACTS §3)")
 
     async def stat(self, path: RemotePath, *, follow: bool = False) -> Stat:
-        self._check(path)
+        await self._check(path)
         query = {"path": path} | ({"dereference": "true"} if follow else {})
         answer = await self._calls.ask(OPS + "stat", query, f"stat {path}")
         return stat_of(answer.get("output"))
 
     async def read_link(self, path: RemotePath) -> str:
         """By a listing of the link itself: the only call that tells a target (FACTS §3)."""
-        self._check(path)
+        await self._check(path)
         query = {"path": path, "showHidden": "true"}
         reply = await self._calls.fetch(OPS + "ls", query, f"readlink {path}")
         found = v2_wire.entries(reply.body)
@@ -166,7 +172,7 @@ class V2Cluster:
         raise InvalidArgument(f"readlink {path}: not a symbolic link")
 
     async def make_directory(self, path: RemotePath) -> None:
-        self._check(path)
+        await self._check(path)
         body = {"path": path, "parent": False}
         await self._calls.act("POST", OPS + "mkdir", f"mkdir {path}", body=body)
 
@@ -181,7 +187,7 @@ class V2Cluster:
 
     async def remove(self, path: RemotePath) -> None:
         """Without a trailing slash: what is removed is the name, not what it points to."""
-        self._check(path)
+        await self._check(path)
         if path.rstrip("/") == "":
             raise InvalidArgument("rm /: refused")
         query = {"path": path.rstrip("/")}
@@ -189,12 +195,12 @@ class V2Cluster:
 
     async def change_mode(self, path: RemotePath, permissions: int) -> None:
         """Five digits: with fewer, GNU chmod keeps the set-id bits of directories."""
-        self._check(path)
+        await self._check(path)
         body = {"path": path, "mode": f"{permissions & 0o7777:05o}"}
         await self._calls.act("PUT", OPS + "chmod", f"chmod {path}", body=body)
 
     async def change_owner(self, path: RemotePath, user: str | None, group: str | None) -> None:
-        self._check(path)
+        await self._check(path)
         chosen = {"owner": user, "group": group}
         named = {key: value for key, value in chosen.items() if value is not None}
         if not named:
@@ -207,7 +213,7 @@ class V2Cluster:
         """Only absolute targets, and only inside the system's file systems (FACTS §5): Unsupported
         for others. A directory at `link` is reported by the server as a success: the new link
         stands in it, under the target's name."""
-        require(v2_names.carries_text(target, link), target, link)
+        await self._check(target, link)
         if not target.startswith("/"):
             raise Unsupported(f"ln -s {link}: FirecREST v2 makes no relative links")
         body = {"path": target, "linkPath": link}
@@ -221,7 +227,7 @@ class V2Cluster:
             raise Exists(f"ln -s {link}: there is a directory, in which the link {stray!r} is now")
 
     async def checksum(self, path: RemotePath) -> str:
-        self._check(path)
+        await self._check(path)
         if not v2_names.carries_checksum(path):
             raise Unsupported(f"sha256sum {path}: FirecREST v2 fails on white space in a name")
         answer = await self._calls.ask(OPS + "checksum", {"path": path}, f"sha256sum {path}")
@@ -240,7 +246,7 @@ class V2Cluster:
     # Content, small: one call.
 
     async def download(self, path: RemotePath) -> bytes:
-        self._check(path)
+        await self._check(path)
         what = f"download {path}"
         reply = await self._calls.fetch(OPS + "download", {"path": path}, what)
         if reply.headers.get("content-type", "").startswith("text/html"):
@@ -249,7 +255,7 @@ class V2Cluster:
 
     async def head(self, path: RemotePath, count: int) -> bytes:
         """Nothing is asked for nothing: to the server, 0 bytes are ten lines (FACTS §4)."""
-        self._check(path)
+        await self._check(path)
         if count <= 0:
             return b""
         query = {"path": path, "bytes": str(count)}
@@ -261,14 +267,14 @@ class V2Cluster:
 
     async def tail(self, path: RemotePath, offset: int) -> bytes:
         """The server counts bytes from 1 (FACTS §4)."""
-        self._check(path)
+        await self._check(path)
         query = {"path": path, "bytes": str(offset + 1), "skipHeading": "true"}
         what = f"tail {path}"
         return v2_wire.exact(await self._calls.ask(OPS + "tail", query, what), what)
 
     async def upload(self, path: RemotePath, content: bytes) -> None:
         """Not of nothing: the file would be there at once, and the answer, 408, after 5 s (§5)."""
-        self._check(path)
+        await self._check(path)
         require(v2_names.carries_file_name(path), path)
         what = f"upload {path}"
         if not content:
@@ -321,14 +327,23 @@ class V2Cluster:
 
     # Shared.
 
-    def _check(self, path: RemotePath) -> None:
-        require(v2_names.carries(path, Route.COMMAND), path)
+    async def _check(self, *paths: str) -> None:
+        """Parameters of one command, the last a path."""
+        if not v2_names.carries_text(*paths) and v2_names.carries_text(*paths, quotes=True):
+            await self._learn_quotes(RemotePath(paths[-1]))
+        require(v2_names.carries_text(*paths, quotes=self._quotes.is_carried), *paths)
+
+    async def _learn_quotes(self, path: RemotePath) -> None:
+        async def stat(probe: RemotePath) -> None:
+            await self._calls.ask(OPS + "stat", {"path": probe}, "probe")
+
+        await self._quotes.learn(path, v2_names.carries_text, stat)
 
     async def _archive(
         self, call: str, verb: str, archive: RemotePath, source: RemotePath, target: RemotePath
     ) -> None:
         """Gzip is the server's default, whatever the name says: it is told."""
-        require(v2_names.carries_text(source, target), source, target)
+        await self._check(source, target)
         name = name_of(archive).lower()
         kinds = [kind for ending, kind in _COMPRESSIONS.items() if name.endswith(ending)]
         if not kinds:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 
+from f7tfs.api.names import Lesson
 from f7tfs.api.port import Route
 from f7tfs.model import RemotePath, name_of, remote_path
 
-# Ends a single-quoted word; NUL kills the user's shared ssh connection (FACTS §1).
-_COMMAND_FORBIDDEN = re.compile(r"['\0]")
 # The name in a multipart header: clients and servers disagree on these (FACTS §5).
 _FILE_NAME_FORBIDDEN = re.compile(r'["\\\x00-\x1f\x7f]')
 # Stands in double quotes in a script, HTML-escaped before (FACTS §7).
@@ -29,15 +28,30 @@ _JOB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+=:,-]{0,199}")
 _LOG_NAME = re.compile(r"\.f7t_file_handling_job_(?:error_)?[0-9A-Fa-f-]{8,64}\.log")
 
 
-def carries_text(*texts: str) -> bool:
-    """Whether a command of the login node takes these parameters as they are meant."""
-    return all(text and not _COMMAND_FORBIDDEN.search(text) and _is_utf8(text) for text in texts)
+def lesson() -> Lesson:
+    """Whether a server escapes what ends a single-quoted word. The servers of FACTS §2 do not: to
+    their shell these quotes come in a pair, with nothing but a letter outside, so that it makes
+    one word of it, without them. stat shows the name as its quoting style wants it."""
+    return Lesson("a single quote", "'x'", ("'x'", "'\\''x'\\''"))
 
 
-def carries(path: str, route: Route) -> bool:
+def carries_text(*texts: str, quotes: bool = False) -> bool:
+    """Whether a command of the login node takes these parameters as they are meant. A `'` ends
+    the word, unless the server is known to escape it (`quotes`); a NUL kills the user's shared ssh
+    connection (FACTS §1)."""
+    return all(
+        text and "\0" not in text and (quotes or "'" not in text) and _is_utf8(text)
+        for text in texts
+    )
+
+
+def carries(path: str, route: Route, *, quotes: bool = False) -> bool:
     """Whether `route` carries one path safely. A direct upload is a COMMAND that asks for
-    `carries_file_name` as well."""
-    if not carries_text(path):
+    `carries_file_name` as well. Scripts of jobs are another matter than commands: they never get a
+    `'`."""
+    if route is Route.MOVE:
+        return carries_job(path)
+    if not carries_text(path, quotes=quotes):
         return False
     if route is Route.STAGED_DOWNLOAD:
         plain = "".join(letter for letter in path if letter.isascii() or not letter.isalpha())

@@ -45,6 +45,7 @@ def parse(arguments: list[str] | None = None) -> SimOptions:
     add("--time-zone", metavar="NAME", help="v2: of the login nodes")
     add("--part-size", type=int, metavar="BYTES", help="v2: of staged uploads")
     add("--slots", type=int, help="jobs that run at the same time")
+    add("--escape-quotes", action="store_true", default=None, help="v2: in paths of commands")
     add("--no-wrapper", dest="collapse_spaces", action="store_false", default=None)
     given = vars(parser.parse_args(arguments))
     host, _, port = given.pop("listen").rpartition(":")

@@ -61,6 +61,8 @@ class SimOptions:
     """Which release's spellings v2 has (v2 FACTS §12); the header says 2.x.x whatever it is."""
     ingest_sleep: float = 60.0
     """How long an ingest job sleeps between two looks for its object (v2 FACTS §7)."""
+    escape_quotes: bool = False
+    """Escape a `'` in the paths of commands, as no recorded server does (v2 FACTS §2)."""
     max_sessions: int = 10
     """sshd's MaxSessions, for each user and login node; one more is 424 (v2 FACTS §2)."""
     time_zone: str = "UTC"

@@ -60,13 +60,13 @@ class Namespace:
         self._stall_timeout = stall_timeout
         self._devices: dict[RemotePath, int] = {}
 
-    def require_name(self, path: RemotePath) -> None:
+    async def require_name(self, path: RemotePath) -> None:
         """EINVAL before anything is sent, for a name that could never be removed again."""
         if is_hidden(name_of(path)):
             raise NameNotSupported(f"{name_of(path)!r}: names that begin so are f7tfs' own")
         if len(os.fsencode(name_of(path))) > NAME_MAX:
             raise NameTooLong(f"{name_of(path)!r} has more than {NAME_MAX} bytes")
-        if not self._cluster.carries(path, Route.COMMAND):
+        if not await self._cluster.learn_carries(path, Route.COMMAND):
             raise NameNotSupported(f"no safe route to the cluster for the name {path!r}")
 
     async def find(self, path: RemotePath) -> Stat | None:
@@ -77,7 +77,7 @@ class Namespace:
             return None
 
     async def make_directory(self, path: RemotePath, permissions: int) -> Attributes:
-        self.require_name(path)
+        await self.require_name(path)
         try:
             await self._cluster.make_directory(path)
         except Exists:
@@ -97,7 +97,7 @@ class Namespace:
 
     async def symlink(self, target: str, link: RemotePath) -> Attributes:
         """An existing directory as link path would take the link inside it (v1 FACTS §4)."""
-        self.require_name(link)
+        await self.require_name(link)
         if await self.find(link) is not None:
             raise Exists(link)
         try:
@@ -118,7 +118,7 @@ class Namespace:
             await self._workplace.extract(archive, parent_of(link))
 
     async def change_mode(self, path: RemotePath, permissions: int) -> None:
-        self.require_name(path)
+        await self.require_name(path)
         try:
             await self._cluster.change_mode(path, permissions)
         except OutcomeUnknown:
@@ -132,7 +132,7 @@ class Namespace:
     async def remove_file(self, path: RemotePath, expected: Stat | None = None) -> None:
         """unlink(2) of anything but a directory. `expected`: what the user saw; something else at
         the name is left alone (Exists)."""
-        self.require_name(path)
+        await self.require_name(path)
         stat = expected or await self._catalog.stat(path)
         if stat.kind is Kind.DIRECTORY:
             raise IsADirectory(path)
@@ -147,7 +147,7 @@ class Namespace:
     async def remove_directory(self, path: RemotePath) -> None:
         """rmdir(2), race-free: extracting a symlink of the directory's name makes the cluster's own
         rmdir(2) decide (TAR.md); the symlink is then removed."""
-        self.require_name(path)
+        await self.require_name(path)
         listed = await self._cluster.list_directory(path)
         for one in listed:
             if self._workplace.is_ours(join(path, one.name)) and one.kind is not Kind.DIRECTORY:
@@ -184,9 +184,10 @@ class Namespace:
     async def rename(self, source: RemotePath, target: RemotePath, *, replace: bool = True) -> Stat:
         """rename(2) on top of `mv --force`: never into a directory, never across devices. Returns
         what is at the target afterwards."""
-        self.require_name(source)
-        self.require_name(target)
+        await self.require_name(source)
+        await self.require_name(target)
         moved = await self._catalog.stat(source)
+        self._require_movable(source, target, moved)
         there = await self.find(target)
         if there is not None:
             if not replace:
@@ -199,6 +200,17 @@ class Namespace:
             if device != moved.dev:
                 raise CrossDevice(f"{source} and {target} are on different devices")
         return await self.rename_checked(source, target, moved, there)
+
+    def _require_movable(self, source: RemotePath, target: RemotePath, moved: Stat) -> None:
+        """EINVAL before anything is sent, also where only a job could rename and its script would
+        not carry the names (v2 FACTS §8)."""
+        if self._cluster.capabilities.renames or (
+            moved.kind is not Kind.DIRECTORY and self._hard_links.may(moved, source, target)
+        ):
+            return
+        for path in (source, target):
+            if not self._cluster.carries(path, Route.MOVE):
+                raise NameNotSupported(f"the mv job does not carry the name {path!r} safely")
 
     async def rename_checked(
         self, source: RemotePath, target: RemotePath, moved: Stat, there: Stat | None
@@ -254,8 +266,8 @@ class Namespace:
     async def link(self, source: RemotePath, target: RemotePath) -> Attributes:
         """link(2) of a regular file by a tar (TAR.md); NotPermitted where the file system refuses.
         The member would replace a file at the target, so look first: there is no NOREPLACE."""
-        self.require_name(source)
-        self.require_name(target)
+        await self.require_name(source)
+        await self.require_name(target)
         linked = await self._catalog.stat(source)
         if await self.find(target) is not None:
             raise Exists(target)

@@ -79,7 +79,7 @@ class Removals:
         if not owed and not self._records:
             await self._namespace.remove_file(path)
             return
-        self._namespace.require_name(path)
+        await self._namespace.require_name(path)
         stat = await self._catalog.stat(path)
         await self._bury(path, stat.fingerprint, owed, is_directory=False)
 
@@ -89,7 +89,7 @@ class Removals:
         if not below:
             await self._namespace.remove_directory(path)
             return
-        self._namespace.require_name(path)
+        await self._namespace.require_name(path)
         gone = self.names_in(path)
         if set(await self._catalog.listing(path, fresh=True)) - gone:
             raise NotEmpty(path)

@@ -149,7 +149,7 @@ class Workplace:
     async def reaching(self, path: RemotePath, route: Route) -> AsyncIterator[RemotePath]:
         """`path` itself if `route` carries it, else a symlink with a safe name that leads there
         (TAR.md), removed afterwards."""
-        if self._cluster.carries(path, route):
+        if await self._cluster.learn_carries(path, route):
             yield path
         else:
             async with self.alias(path) as alias:
@@ -169,7 +169,7 @@ class Workplace:
         place = await self._place(parent_of(path))
         link = join(place, f"{HIDDEN_PREFIX}{self._mark}-{uuid.uuid4().hex[:12]}")
         await self._journal.write(LitterRecord(id=link))
-        if self._cluster.carries(path, Route.COMMAND):
+        if await self._cluster.learn_carries(path, Route.COMMAND):
             await self._cluster.symlink(path, link)
         else:
             await self.extract(archive_of(name_of(link), symlink=path), place)

@@ -165,7 +165,7 @@ class RemoteWing(Wing):
             entry = self._floors.spool.at(path)
             if entry is None:
                 attributes = await self._find_to_open(path)
-                self._require_openable(path, attributes, flags)
+                await self._require_openable(path, attributes, flags)
                 if self._catalog.is_offline and not wants_writing(flags):
                     self._require_here(node, path, attributes)
                 attributes = await self._with_inode_if_growing(path, attributes)
@@ -212,7 +212,7 @@ class RemoteWing(Wing):
         if content is None and node.ino not in self._open and attributes.size > 0:
             raise Offline(f"{path} is not in the cache, and the cluster cannot be reached")
 
-    def _require_openable(self, path: RemotePath, attributes: Attributes, flags: int) -> None:
+    async def _require_openable(self, path: RemotePath, attributes: Attributes, flags: int) -> None:
         if attributes.is_directory:
             raise IsADirectory(path)
         if attributes.kind is not Kind.FILE:
@@ -221,7 +221,7 @@ class RemoteWing(Wing):
         want = {os.O_RDONLY: READ, os.O_WRONLY: WRITE}.get(accmode, READ | WRITE)
         require(self._identity, attributes, want, path)
         if wants_writing(flags):
-            self._namespace.require_name(path)
+            await self._namespace.require_name(path)
 
     async def _with_inode_if_growing(self, path: RemotePath, attributes: Attributes) -> Attributes:
         """Of a file that is likely still being written, only the inode can prove later that it is
@@ -284,7 +284,7 @@ class RemoteWing(Wing):
         self, parent: Node, name: str, permissions: int, flags: int, caller: Caller
     ) -> Look:
         path = join(self.path(parent), name)
-        self._namespace.require_name(path)
+        await self._namespace.require_name(path)
         await self._require_writable(parent)
         existing: Attributes | SpoolEntry | None = self._floors.spool.at(path)
         if existing is None and not self._removals.hides(path):
@@ -472,7 +472,7 @@ class RemoteWing(Wing):
         if changes.permissions is not None:
             self._floors.cache.touch(path, attributes.fingerprint)
         if changes.mtime_ns is not None:
-            self._namespace.require_name(path)
+            await self._namespace.require_name(path)
             if attributes.is_directory:
                 await self._times.set_directory(path, changes.mtime_ns)
             else:

@@ -93,8 +93,8 @@ class Renaming:
             return
         if is_within(target, source):
             raise InvalidArgument(f"{source} cannot become a part of itself")
-        self._namespace.require_name(source)
-        self._namespace.require_name(target)
+        await self._namespace.require_name(source)
+        await self._namespace.require_name(target)
         spool = self._floors.spool
         if spool.at(source) is None and self._removals.hides(source):
             raise NotFound(source)

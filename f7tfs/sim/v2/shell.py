@@ -102,7 +102,7 @@ class Shell:
 
         `stdin` None: nothing is sent, and the end neither. ApiError for what fails.
         """
-        command = fill(template, paths)
+        command = fill(template, paths, escapes=self.cluster.options.escape_quotes)
         if "\0" in command:
             self.kill_connection(place, user)
             raise ApiError(424, "Unable to establish SSH connection.")
@@ -124,7 +124,8 @@ class Shell:
         follows: bool,
         tool: str,
     ) -> None:
-        if not any("'" in path for path in paths):
+        escapes = self.cluster.options.escape_quotes
+        if escapes or not any("'" in path for path in paths):
             for path in paths:
                 if not self.inside(user, path, follows=follows):
                     text = f"{tool}: cannot access '{path}': Permission denied"
@@ -245,8 +246,10 @@ class Shell:
         return Result(code, b"", complaint.decode(errors="replace"))
 
 
-def fill(template: str, paths: tuple[str, ...]) -> str:
+def fill(template: str, paths: tuple[str, ...], *, escapes: bool = False) -> str:
     """Not str.format: paths may hold braces."""
+    if escapes:
+        paths = tuple(path.replace("'", "'\\''") for path in paths)
     return re.sub(r"\{([012])\}", lambda found: f"'{paths[int(found[1])]}'", template)
 
 
