@@ -7,6 +7,7 @@
 - POST /_sim/sweep: look for staged uploads now; answers when the downloads it began have ended
 - GET /_sim/tasks/{id}: {"states": [...]}, every state as GET /tasks/{id} would have shown it
 - POST /_sim/jobs: JSON {"hold": true}: no job starts until {"hold": false}
+- POST /_sim/uplink: JSON {"rate": bytes per second, null for no limit}: what clients can send
 - POST /_sim/room: JSON {"left": bytes, null for no limit, "words": "Disk quota exceeded"}: what
   staged uploads may still write on the cluster
 - POST /_sim/token: JSON {"user", "lifetime", "scope"}, any of them; mints any token
@@ -61,6 +62,7 @@ class Control:
             Route("/_sim/sweep", self._sweep_now, methods=["POST"]),
             Route("/_sim/tasks/{ident}", self._task, methods=["GET"]),
             Route("/_sim/jobs", self._jobs, methods=["POST"]),
+            Route("/_sim/uplink", self._uplink, methods=["POST"]),
             Route("/_sim/room", self._make_room, methods=["POST"]),
             Route("/_sim/token", self._token, methods=["POST"]),
             Route("/_sim/faults", self._add_faults, methods=["POST"]),
@@ -114,6 +116,10 @@ class Control:
 
     async def _jobs(self, request: Request) -> Response:
         self._scheduler.hold(bool((await request.json())["hold"]))
+        return reply({})
+
+    async def _uplink(self, request: Request) -> Response:
+        self._front.uplink.rate = (await request.json())["rate"]
         return reply({})
 
     async def _make_room(self, request: Request) -> Response:
