@@ -417,13 +417,8 @@ async def _assemble(
     for work in (cluster.breaker.watch, uploads.run, removals.run):
         nursery.start_soon(keep_running, work)
     await submissions.resume()
-    nursery.start_soon(keep_running, lambda: workplace.tidy(lambda: _temporaries(spool)))
+    nursery.start_soon(keep_running, lambda: workplace.tidy(attempts.names_in_use))
     return mounted
-
-
-def _temporaries(spool: Spool) -> frozenset[RemotePath]:
-    """Names that attempts under way, or to be resumed, still need."""
-    return frozenset(one.temporary for one in spool if one.temporary is not None)
 
 
 async def keep_running(work: Callable[[], Awaitable[None]]) -> None:

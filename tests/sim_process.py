@@ -161,6 +161,10 @@ class Simulator:
         """The cluster's file system makes no hard links, until faults are cleared."""
         self._control("POST", "links", {"refuse": refuse, "across": across})
 
+    def uplink(self, rate: float | None) -> None:
+        """Bytes per second that all clients together can send; None: as fast as it goes."""
+        self._control("POST", "uplink", {"rate": rate})
+
     def room(self, left: int | None, words: str = "Disk quota exceeded") -> None:
         """How many bytes staged uploads may still write on the cluster; None: all they like."""
         self._control("POST", "room", {"left": left, "words": words})

@@ -37,6 +37,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     command_timeout: float
     link_lifetime: float  # of presigned links and forms
     parallel_calls: int  # how many calls at once make sense
+    joins: bool = False  # pieces of a file can be put together by a job of our own
     renames: bool = True  # there is a rename call; else a tar of one link, or `move_by_job`
 
 
@@ -64,6 +65,7 @@ class Ticket(msgspec.Struct, frozen=True):
     task_id: str
     path: RemotePath
     details: str = ""  # the dialect's own, opaque to everybody else
+    joins: bool = False  # planned by `plan_join`
 
 
 class Phase(enum.Enum):
@@ -110,6 +112,7 @@ class Progress(msgspec.Struct, frozen=True):
     link_lags: bool = False  # the link answers 404 until the object is there: ask the link itself
     form: UploadForm | None = None  # READY uploads: a form,
     parts: UploadParts | None = None  # or parts
+    looked: bool = False  # the server has looked for the bytes, and sleeps if they were missing
     error: str | None = None  # with DONE: what to blame if the file is not there after all
     path: str | None = None
 
@@ -233,6 +236,17 @@ class Cluster(Protocol):
 
     def litter(self, ticket: Ticket) -> tuple[RemotePath, ...]:
         """Files that following this ticket to its end leaves on the cluster (v2's job logs)."""
+        ...
+
+    # Content, in pieces.
+    def plan_join(self, pieces: Sequence[RemotePath], path: RemotePath, sha256: str) -> Ticket:
+        """A ticket for putting together `pieces`, names of our own making in one directory, to
+        `path`, which is written in place. Nothing is sent yet: the ticket is journaled first."""
+        ...
+
+    async def join(self, ticket: Ticket) -> None:
+        """Submit the job of a planned ticket, once. `progress` follows it: DONE means that `path`
+        has that sha256 and the pieces are gone; NotFound that there is no such job."""
         ...
 
     # Jobs.

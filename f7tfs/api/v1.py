@@ -309,6 +309,14 @@ class V1Cluster:
     def litter(self, ticket: Ticket) -> tuple[RemotePath, ...]:
         return ()
 
+    # Content, in pieces.
+
+    def plan_join(self, pieces: Sequence[RemotePath], path: RemotePath, sha256: str) -> Ticket:
+        raise Unsupported("FirecREST v1 needs no pieces: its staging is no job")
+
+    async def join(self, ticket: Ticket) -> None:
+        raise Unsupported("FirecREST v1 needs no pieces: its staging is no job")
+
     # Jobs.
 
     async def submit(

@@ -18,6 +18,7 @@ from f7tfs.api.port import Capabilities, FileSystem, Progress, Route, SystemStat
 from f7tfs.api.v2_calls import OPS, Calls
 from f7tfs.api.v2_errors import error_of, is_scheduler_failure, judge
 from f7tfs.api.v2_jobs import Jobs
+from f7tfs.api.v2_join import Joins
 from f7tfs.api.v2_transfer import Transfers
 from f7tfs.api.wire import document, listed, stat_of
 from f7tfs.errors import (
@@ -73,6 +74,7 @@ class V2Cluster:
         self._calls = Calls(api, system)
         self._jobs = Jobs(self._calls, own_transfers)
         self._transfers = Transfers(self._calls, self._jobs, own_transfers, account)
+        self._joins = Joins(self._calls, self._jobs, self._transfers)
         self._system = system
         self._quotes = v2_names.lesson()
         self._parallel_calls = parallel_calls
@@ -301,13 +303,24 @@ class V2Cluster:
         """An upload is READY, with its parts, for as long as its job runs, whether they were sent
         or not: who sent them knows. DONE means that the job is over; `stat` tells whether the file
         is there (FACTS §7), and if not, `error` holds what the job's error log says."""
-        return await self._transfers.progress(ticket)
+        return await self._who_moves(ticket).progress(ticket)
 
     async def withdraw(self, ticket: Ticket) -> None:
-        await self._transfers.withdraw(ticket)
+        await self._who_moves(ticket).withdraw(ticket)
 
     def litter(self, ticket: Ticket) -> tuple[RemotePath, ...]:
-        return self._transfers.litter(ticket)
+        return self._who_moves(ticket).litter(ticket)
+
+    def _who_moves(self, ticket: Ticket) -> Joins | Transfers:
+        return self._joins if ticket.joins else self._transfers
+
+    # Content, in pieces.
+
+    def plan_join(self, pieces: Sequence[RemotePath], path: RemotePath, sha256: str) -> Ticket:
+        return self._joins.plan(pieces, path, sha256)
+
+    async def join(self, ticket: Ticket) -> None:
+        await self._joins.start(ticket)
 
     # Jobs.
 

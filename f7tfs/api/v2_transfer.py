@@ -117,7 +117,7 @@ class Transfers:
     async def move(self, source: RemotePath, target: RemotePath) -> Ticket:
         require(carries_job(source, target), source, target)
         what = f"mv {source} → {target}"
-        body = {"path": source, "targetPath": target, **self._charge()}
+        body = {"path": source, "targetPath": target, **self.charge()}
         async with self._turn:
             answer = await self._calls.act("POST", TRANSFER + "mv", what, body=body)
         return self._ticket(target, answer, what, kind="move")
@@ -135,7 +135,8 @@ class Transfers:
             if details.kind == "move":
                 running = row.job.state is not JobState.PENDING
                 return Progress(Phase.MOVING if running else Phase.QUEUED, row.job.state_text)
-            return _ready(details, row.job.state_text)
+            looked = row.job.state is not JobState.PENDING
+            return _ready(details, row.job.state_text, looked=looked)
         if row.job.state is not JobState.COMPLETED:
             return await self._unfinished(details, row)
         if details.kind == "upload":
@@ -180,7 +181,7 @@ class Transfers:
         body = {
             "path": path,
             "transferDirectives": {"transferMethod": S3, **extra},
-            **self._charge(),
+            **self.charge(),
         }
         async with self._turn:
             reply = await self._calls.send("POST", TRANSFER + verb, body=body)
@@ -188,7 +189,8 @@ class Transfers:
             raise error_of(reply, what, changes=False)
         return answer_to(reply, what)
 
-    def _charge(self) -> dict[str, str]:
+    def charge(self) -> dict[str, str]:
+        """The account in a request's body. Raises InvalidArgument where one is missing."""
         if self._account is None:
             if self.system is not None and self.system.wants_account:
                 raise InvalidArgument(NO_ACCOUNT)
@@ -243,7 +245,7 @@ class Transfers:
         """Whether a completed mv has moved: its log says so, or the other one why not (§8)."""
         done, words = await self._words(details.output_log), ""
         if MOVED not in done:
-            words = _told(await self._words(details.error_log))
+            words = told(await self._words(details.error_log))
         now = trio.current_time()
         if not (MOVED in done or words) and now - self._silent.setdefault(row.job.id, now) < (
             LOG_GRACE
@@ -263,8 +265,8 @@ class Transfers:
         reason = f" ({row.job.reason})" if row.job.reason else ""
         state = f"job {row.job.id} {row.job.state_text}{reason}"
         try:
-            words = _told(await self._log(details.error_log))
-            words = words or _told(await self._log(details.output_log))
+            words = told(await self._log(details.error_log))
+            words = words or told(await self._log(details.output_log))
         except NotFound:
             words = "it left no log, so it never began"
         except F7tfsError as error:
@@ -288,7 +290,7 @@ class Transfers:
     async def _complaint(self, details: Details) -> str | None:
         """What a completed job has in its error log: the reason, if the file is not there."""
         try:
-            return _told(await self._log(details.error_log)) or None
+            return told(await self._log(details.error_log)) or None
         except F7tfsError:
             return None
 
@@ -302,11 +304,11 @@ class Transfers:
         return await self._jobs.look(ids)
 
 
-def _ready(details: Details, raw: str, *, lags: bool = True) -> Progress:
+def _ready(details: Details, raw: str, *, lags: bool = True, looked: bool = False) -> Progress:
     if details.kind == "download":
         return Progress(Phase.READY, raw, link=details.link, link_lags=lags)
     parts = UploadParts(details.urls, details.part_size, details.complete_url)
-    return Progress(Phase.READY, raw, parts=parts)
+    return Progress(Phase.READY, raw, parts=parts, looked=looked)
 
 
 def _may_be_cancelled(row: Row, details: Details) -> bool:
@@ -320,7 +322,7 @@ def _may_be_cancelled(row: Row, details: Details) -> bool:
     return row.is_transfer and row.job.state is JobState.PENDING
 
 
-def _told(text: str) -> str:
+def told(text: str) -> str:
     """A log on one line, without the scripts' own last words, which say less (§8)."""
     lines = [line.strip() for line in text.splitlines()]
     return " · ".join(line for line in lines if line and "Unable to " not in line)[-600:]

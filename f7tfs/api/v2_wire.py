@@ -97,6 +97,7 @@ class System(msgspec.Struct, frozen=True):
     link_lifetime: float = 604800.0
     transfer_method: str | None = None
     wants_account: bool = False
+    directives: tuple[str, ...] = ()  # lines of #SBATCH for jobs that move bytes
     file_systems: tuple[str, ...] = ()
 
 
@@ -116,6 +117,7 @@ def _system(row: dict[str, Any]) -> System:
     if isinstance(operation, dict):
         method = str(field(transfer, "serviceType", "transferMethod") or "").lower()
     directives = field(told, "datatransferJobsDirectives") or []
+    lines = tuple(map(str, directives)) if isinstance(directives, list) else ()
     timeouts = field(row.get("ssh"), "timeout")
     troubles = tuple(_troubles(row))
     return System(
@@ -126,8 +128,8 @@ def _system(row: dict[str, Any]) -> System:
         command_timeout=float(_positive(field(timeouts, "commandExecution"), 5)),
         link_lifetime=float(_positive(field(transfer, "ttl"), 604800)),
         transfer_method=method,
-        wants_account=isinstance(directives, list)
-        and any("{account}" in str(line) for line in directives),
+        wants_account=any("{account}" in line for line in lines),
+        directives=lines,
         file_systems=tuple(_file_systems(row)),
     )
 
@@ -176,6 +178,7 @@ def capabilities_of(system: System, version: str, parallel_calls: int) -> Capabi
         link_lifetime=system.link_lifetime,
         parallel_calls=min(parallel_calls, MOST_CALLS),
         renames=False,
+        joins=True,
     )
 
 

@@ -9,6 +9,7 @@
 - POST /_sim/jobs: JSON {"hold": true}: no job starts until {"hold": false}
 - POST /_sim/links: JSON {"refuse": "EPERM", "across": false}: the file system makes no hard links
   (across directories, or none at all) until {"refuse": null}
+- POST /_sim/uplink: JSON {"rate": bytes per second, null for no limit}: what clients can send
 - POST /_sim/room: JSON {"left": bytes, null for no limit, "words": "Disk quota exceeded"}: what
   staged uploads may still write on the cluster
 - POST /_sim/token: JSON {"user", "lifetime", "scope"}, any of them; mints any token
@@ -67,6 +68,7 @@ class Control:
             Route("/_sim/tasks/{ident}", self._task, methods=["GET"]),
             Route("/_sim/jobs", self._jobs, methods=["POST"]),
             Route("/_sim/links", self._links, methods=["POST"]),
+            Route("/_sim/uplink", self._uplink, methods=["POST"]),
             Route("/_sim/room", self._make_room, methods=["POST"]),
             Route("/_sim/token", self._token, methods=["POST"]),
             Route("/_sim/faults", self._add_faults, methods=["POST"]),
@@ -127,6 +129,10 @@ class Control:
             self._hard_links.order(await request.json())
         except (ValueError, AttributeError) as mistake:
             return reply({"error": str(mistake)}, 400)
+        return reply({})
+
+    async def _uplink(self, request: Request) -> Response:
+        self._front.uplink.rate = (await request.json())["rate"]
         return reply({})
 
     async def _make_room(self, request: Request) -> Response:

@@ -36,12 +36,35 @@ _IDS = (
 )
 
 
+class Uplink:
+    """The line that all clients send over, API and object store alike."""
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        """Bytes per second, all requests together; None = as fast as it goes."""
+        self._free = 0.0
+
+    def narrowed(self, receive: Receive) -> Receive:
+        """Hands a body on no faster than the line would have carried it."""
+
+        async def slowly() -> Message:
+            message = await receive()
+            if self.rate is not None and message["type"] == "http.request":
+                start = max(self._free, trio.current_time())
+                self._free = start + len(message.get("body", b"")) / self.rate
+                await trio.sleep_until(self._free)
+            return message
+
+        return slowly
+
+
 class Gate:
     def __init__(self, app: App, cut: Callable[[Scope], Awaitable[None]]) -> None:
         """`cut(scope)` closes the connection that a request came on."""
         self._app = app
         self._cut = cut
         self.faults = Faults()
+        self.uplink = Uplink()
         self.calls: Counter[str] = Counter()
         self.tokens = 0
         self.log: deque[dict[str, Any]] = deque(maxlen=_LOG_LENGTH)
@@ -56,6 +79,7 @@ class Gate:
         if path.startswith("/_sim/"):
             await self._app(scope, receive, send)
             return
+        receive = self.uplink.narrowed(receive)
         method: str = scope["method"]
         place = f"{method} {path}"
         if path.startswith("/s3/"):

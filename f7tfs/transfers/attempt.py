@@ -75,7 +75,7 @@ class Attempts:
         self._disk = disk
         self._identity = identity
         self._routes = Routes(
-            cluster, storage, workplace, spool, stall_timeout=stall_timeout, parallel=parallel
+            cluster, storage, workplace, spool, disk, stall_timeout=stall_timeout, parallel=parallel
         )
         self._keep_both = keep_both
         self._hostname = hostname
@@ -104,6 +104,12 @@ class Attempts:
         async with entry.turn:
             self._require_current(entry, version)
             await self._publish(entry, proven, version)
+
+    def names_in_use(self) -> frozenset[RemotePath]:
+        """What attempts under way, or to be resumed, still need of our names on the cluster."""
+        own = (one.temporary for one in self._spool)
+        temporaries = frozenset(name for name in own if name is not None)
+        return temporaries | self._routes.names_in_use()
 
     async def recognise(self, entry: SpoolEntry) -> Stat | None:
         """Settle what a lost reply left open: if our rename went through, what is there is the

@@ -175,6 +175,16 @@ class Workplace:
             await self.extract(archive_of(name_of(link), symlink=path), place)
         return link
 
+    async def place_pieces(self, path: RemotePath, count: int) -> list[RemotePath]:
+        """Unique hidden names for the pieces of a file, in one directory; journaled."""
+        mark = f"{HIDDEN_PREFIX}{self._mark}-{uuid.uuid4().hex[:12]}"
+        place = await self._place(parent_of(path))
+        names = [join(place, f"{mark}-{number}") for number in range(count)]
+        # What a job that puts them together has to say, if it fails.
+        records = [LitterRecord(id=name) for name in (*names, f"{names[0]}-log")]
+        await self._journal.write(*records)
+        return names
+
     async def remove_litter(self, path: RemotePath, *, marker: str | None = None) -> bool:
         """Remove a regular file or symlink of our own making; True once it is certainly gone. Its
         record stays in the journal until then. With `marker`: only a symlink that leads there."""
