@@ -12,11 +12,13 @@ import errno
 class F7tfsError(Exception):
     """Base of everything that f7tfs raises on purpose.
 
-    `errno` is what an application sees; `transient` says that trying later may help.
+    `errno` is what an application sees; `transient` says that trying later may help; what is
+    `quiet` was logged where it was found, once for many.
     """
 
     errno: int = errno.EIO
     transient: bool = False
+    quiet: bool = False
 
     def again(self) -> F7tfsError:
         """The same error, to be raised for one more waiter: tracebacks must not be shared."""
@@ -35,6 +37,12 @@ class NotFound(F7tfsError):
 
 class PermissionDenied(F7tfsError):
     errno = errno.EACCES
+
+
+class Unwelcome(PermissionDenied):
+    """Refused to a process that would walk the whole cluster (indexers)."""
+
+    quiet = True
 
 
 class NotPermitted(F7tfsError):
@@ -120,6 +128,7 @@ class WouldBlock(F7tfsError):
     """Refused to a reader that must not cause work on the cluster (sniffers)."""
 
     errno = errno.EAGAIN
+    quiet = True
 
 
 # What the way to the cluster says.
@@ -150,6 +159,8 @@ class Unreachable(F7tfsError):
 
 class Offline(Unreachable):
     """The API is known to be unreachable at the moment: nothing was even tried."""
+
+    quiet = True
 
 
 class RateLimited(F7tfsError):

@@ -48,6 +48,7 @@ from f7tfs.operations import Door, Operations
 from f7tfs.service import recent_lines, sd_notify
 from f7tfs.transfers.attempt import Attempts
 from f7tfs.transfers.download import Downloads
+from f7tfs.transfers.heads import Heads
 from f7tfs.transfers.links import Links
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
@@ -55,7 +56,9 @@ from f7tfs.transfers.submit import Submissions
 from f7tfs.transfers.upload import Uploads
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors
+from f7tfs.tree.readers import Readers
 from f7tfs.tree.remote import RemoteWing
+from f7tfs.tree.sniffing import Sniffing
 from f7tfs.tree.temporaries import is_junk
 from f7tfs.tree.tree import Tree
 from f7tfs.tree.waiting import Callers
@@ -346,8 +349,16 @@ async def _assemble(
         directory=remote_path(config.jobs.working_directory or view.home),
     )
     callers = Callers()
+    readers = Readers(
+        crawlers=config.readers.crawlers,
+        indexers=config.readers.indexers,
+        noatime=config.readers.noatime,
+    )
+    sniffing = Sniffing(readers, Heads(cluster, per_minute=config.readers.heads))
     floors = Floors(spool, cache, downloads, uploads, disk, callers, config.hostname)
-    remote = RemoteWing(catalog, namespace, removals, workplace, times, floors, identity, root=root)
+    remote = RemoteWing(
+        catalog, namespace, removals, workplace, times, floors, identity, sniffing, root=root
+    )
     about = {
         "system": config.system,
         "remote_path": config.remote_path,
@@ -366,6 +377,7 @@ async def _assemble(
         submissions,
         lambda: cluster.calls,
         lambda: (cluster.breaker.since, cluster.breaker.reason),
+        readers,
     )
     overlays: dict[str, Wing] = {}
     if config.jobs.enabled:
@@ -377,6 +389,7 @@ async def _assemble(
             submissions,
             board,
             callers,
+            readers,
             mountpoint=config.mountpoint,
             directory=config.jobs.working_directory or view.home,
             partition=config.jobs.partition,
@@ -412,7 +425,7 @@ async def _assemble(
         log=recent_lines,
         levers={"flush": flush, "refresh": refresh, "retry": retry, "fetch": fetch},
     )
-    mounted.tree = Tree(remote, overlays, callers)
+    mounted.tree = Tree(remote, overlays, callers, readers)
     nursery.start_soon(keep_running, callers.watch)
     for work in (cluster.breaker.watch, uploads.run, removals.run):
         nursery.start_soon(keep_running, work)

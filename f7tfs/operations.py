@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 import pyfuse3
 import trio
 
-from f7tfs.errors import F7tfsError, InvalidArgument, NotFound, NotPermitted, Offline, errno_of
+from f7tfs.errors import F7tfsError, InvalidArgument, NotFound, NotPermitted, errno_of
 from f7tfs.tree.nodes import Node
 from f7tfs.tree.tree import Tree
 from f7tfs.tree.waiting import caller_pid
@@ -60,8 +60,8 @@ def answered(handler: H) -> H:
             level = logging.DEBUG if number in _QUIET else logging.INFO
             if number in {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EHOSTUNREACH}:
                 level = logging.WARNING  # the user did nothing wrong
-            if isinstance(error, Offline):
-                level = logging.DEBUG  # that it began was logged, once
+            if isinstance(error, F7tfsError) and error.quiet:
+                level = logging.DEBUG
             log.log(level, "%s: %s: %s", handler.__name__, errno.errorcode.get(number), error)
             raise pyfuse3.FUSEError(number) from None
         except Exception:

@@ -20,7 +20,7 @@ import msgspec
 import platformdirs
 
 from f7tfs import errors
-from f7tfs.config.shape import Config, Credentials, JobsOptions
+from f7tfs.config.shape import Config, Credentials, JobsOptions, ReadersOptions
 from f7tfs.config.values import KEYS, READERS, read_boolean
 from f7tfs.model import remote_path
 
@@ -81,12 +81,12 @@ def _read(layer: _Layer, key: str, raw: object, source: str, complaints: list[st
 
 
 def _table(raw: Mapping[str, Any], source: str, complaints: list[str]) -> _Layer:
-    """One TOML table with its [jobs] below it."""
+    """One TOML table with its [jobs] and [readers] below it."""
     layer: _Layer = {}
     for key, value in raw.items():
-        if key == "jobs" and isinstance(value, Mapping):
+        if key in {"jobs", "readers"} and isinstance(value, Mapping):
             for name, below in value.items():
-                _read(layer, f"jobs.{name}", below, source, complaints)
+                _read(layer, f"{key}.{name}", below, source, complaints)
         else:
             _read(layer, key, value, source, complaints)
     return layer
@@ -272,8 +272,16 @@ def _load(
         raise BadConfiguration(list(dict.fromkeys(complaints)))
 
     own = {f.name for f in msgspec.structs.fields(Config)}
-    jobs = {k.removeprefix("jobs."): v for k, v in merged.items() if k.startswith("jobs.")}
+
+    def below(table: str) -> dict[str, Any]:
+        return {
+            key.removeprefix(f"{table}."): value
+            for key, value in merged.items()
+            if key.startswith(f"{table}.")
+        }
+
+    jobs, readers = JobsOptions(**below("jobs")), ReadersOptions(**below("readers"))
     merged = {key: value for key, value in merged.items() if key in own}
     merged |= {"system": system, "mountpoint": mountpoint}
     merged |= {"remote_path": path or "/", "whole_system": path is None}
-    return Config(**merged, credentials=credentials, jobs=JobsOptions(**jobs))
+    return Config(**merged, credentials=credentials, jobs=jobs, readers=readers)

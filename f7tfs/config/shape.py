@@ -35,6 +35,26 @@ class JobsOptions(msgspec.Struct, frozen=True, kw_only=True):
     poll_interval_idle: float = 60.0
 
 
+class ReadersOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Globs of process names. What the desktops and distributions of today run."""
+
+    crawlers: tuple[str, ...] = (
+        "*thumbnail*", "tumblerd", "*-thumb", "ffmpegthumbs*", "zeitgeist*", "tracker-extract*",
+        "localsearch-ext*", "baloo_file_ext*",
+    )  # fmt: skip
+    indexers: tuple[str, ...] = (
+        "updatedb*", "plocate*", "mlocate*", "slocate*", "localsearch*", "tracker-*",
+        "baloo_file*", "recollindex", "nepomuk*", "strigi*", "beagled",
+    )  # fmt: skip
+    # Backup tools that open with O_NOATIME, always or by an option.
+    noatime: tuple[str, ...] = (
+        "borg*", "restic", "rsync", "tar", "gtar", "bsdtar", "bup*", "kopia", "duplicity",
+        "rdiff-backup*", "attic", "tarsnap", "dar", "star", "bacula-fd", "bareos-fd", "dsmc",
+        "git*",
+    )  # fmt: skip
+    heads: int = 12  # a minute
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     credentials: Credentials
@@ -81,6 +101,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     log_level: str = "info"
     jobs: JobsOptions = JobsOptions()
+    readers: ReadersOptions = ReadersOptions()
 
     @property
     def cluster_key(self) -> str:

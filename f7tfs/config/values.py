@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from f7tfs.config.shape import Config, Credentials, JobsOptions
+import msgspec
+
+from f7tfs.config.shape import Config, Credentials, JobsOptions, ReadersOptions
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b?)", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|sec|min|m|h|d)?", re.IGNORECASE | re.ASCII)
@@ -67,6 +69,31 @@ def _count(value: object) -> int:
     ):
         raise ValueError("a number from 1 to 64")
     return int(text)
+
+
+def _rate(value: object) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdecimal()) or int(text) > 6000:
+        raise ValueError("a number from 0 to 6000")
+    return int(text)
+
+
+def _process_names(default: tuple[str, ...]) -> Callable[[object], tuple[str, ...]]:
+    """Globs, as a list or between spaces. They take the place of the default ones, or with a first
+    "+" come to them; "none" are none."""
+
+    def read(value: object) -> tuple[str, ...]:
+        words = value.split() if isinstance(value, str) else value
+        if not isinstance(words, list) or not all(isinstance(one, str) for one in words):
+            raise ValueError("a list of process names like tumblerd or *thumbnailer*")
+        for word in words:
+            if not word or "/" in word or not word.isprintable() or " " in word:
+                raise ValueError("a list of process names (no paths), like tumblerd")
+        if words == ["none"]:
+            return ()
+        return (*default, *words[1:]) if words[:1] == ["+"] else tuple(words)
+
+    return read
 
 
 def _umask(value: object) -> int:
@@ -134,6 +161,7 @@ _SPECIAL: dict[str, Callable[[object], Any]] = {
     "log_level": _log_level,
     "umask": _umask,
     "parallel_transfers": _count,
+    "readers.heads": _rate,
     "request_timeout": _positive_duration,
     "stall_timeout": _positive_duration,
     "jobs.poll_interval": _positive_duration,
@@ -146,6 +174,9 @@ _BY_TYPE: dict[Any, Callable[[object], Any]] = {
     Path: _path,
     str: _text,
 }
+
+
+_NOT_KEYS = {"credentials", "remote_path", "whole_system", "mountpoint", "jobs", "readers"}
 
 
 def _choice(words: tuple[str, ...]) -> Callable[[object], str]:
@@ -164,15 +195,24 @@ def _optional(read: Callable[[object], Any]) -> Callable[[object], Any]:
 def _readers() -> dict[str, Callable[[object], Any]]:
     """Key → reader, for every key that a user may set, from the fields of the structs."""
     found: dict[str, Callable[[object], Any]] = {}
-    for prefix, struct in (("", Config), ("", Credentials), ("jobs.", JobsOptions)):
+    structs: tuple[tuple[str, type[msgspec.Struct]], ...] = (
+        ("", Config),
+        ("", Credentials),
+        ("jobs.", JobsOptions),
+        ("readers.", ReadersOptions),
+    )
+    for prefix, struct in structs:
+        defaults = {field.name: field.default for field in msgspec.structs.fields(struct)}
         for name, annotation in typing.get_type_hints(struct).items():
             key = prefix + name
-            if key in {"credentials", "remote_path", "whole_system", "mountpoint", "jobs"}:
+            if key in _NOT_KEYS:
                 continue
             arguments = typing.get_args(annotation)
             is_union = typing.get_origin(annotation) in {types.UnionType, typing.Union}
             if key in _SPECIAL:
                 read = _SPECIAL[key]
+            elif typing.get_origin(annotation) is tuple:
+                read = _process_names(defaults[name])
             elif typing.get_origin(annotation) is Literal:
                 read = _choice(arguments)
             else:

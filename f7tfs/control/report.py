@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from f7tfs.content.cache import Cache
 from f7tfs.content.spool import Spool, State
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.submit import Submissions
+from f7tfs.tree.readers import Readers, Tally
 
+_IN_LABELS = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})  # Prometheus's escapes
 _WORDS = {State.OPEN: "dirty", State.QUEUED: "pending"}
 
 
@@ -29,7 +33,9 @@ class Report:
         submissions: Submissions,
         calls: Callable[[], Mapping[str, int]],
         offline: Callable[[], tuple[float | None, str]],
+        readers: Readers,
     ) -> None:
+        self._readers = readers
         self._offline = offline
         self._about = dict(about)
         self._spool = spool
@@ -54,6 +60,9 @@ class Report:
                 "bytes": self._cache.used,
                 "files": len(self._cache),
                 "limit": self._cache.limit,
+            },
+            "readers": {
+                name: msgspec.structs.asdict(tally) for name, tally in self._readers.tallies.items()
             },
             "api": {"calls": calls, "total": sum(calls.values())},
         }
@@ -120,6 +129,11 @@ class Report:
             f"cache: {report['cache']['files']} files, {report['cache']['bytes']} bytes",
             f"api: {report['api']['total']} calls",
         ]
+        for name, one in report["readers"].items():
+            lines.append(
+                f"held off: {name}: {one['opens']} opens, {one['reads_refused']} reads and"
+                f" {one['listings_refused']} listings refused"
+            )
         for item in uploads["items"]:
             if item["error"]:
                 lines.append(f"{item['state']}: {item['path']}: {item['error']}")
@@ -148,6 +162,12 @@ class Report:
         lines.append("# TYPE f7tfs_api_calls_total counter")
         for call, count in sorted(report["api"]["calls"].items()):
             lines.append(f'f7tfs_api_calls_total{{call="{call}"}} {count}')
+        for what in msgspec.structs.fields(Tally):
+            lines.append(f"# TYPE f7tfs_reader_{what.name}_total counter")
+            for name, tally in sorted(self._readers.tallies.items()):
+                label = name.translate(_IN_LABELS)
+                count = getattr(tally, what.name)
+                lines.append(f'f7tfs_reader_{what.name}_total{{process="{label}"}} {count}')
         return "\n".join(lines) + "\n"
 
 

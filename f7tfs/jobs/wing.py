@@ -34,6 +34,8 @@ from f7tfs.model import Job, Kind, remote_path
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.submit import Drop, Submissions
 from f7tfs.tree.nodes import Node
+from f7tfs.tree.readers import Readers
+from f7tfs.tree.sniffing import RefusingHandle
 from f7tfs.tree.waiting import Callers
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, ReadOnlyText, Wing, wants_writing
 
@@ -51,6 +53,7 @@ class JobsWing(Wing):
         submissions: Submissions,
         board: JobBoard,
         callers: Callers,
+        readers: Readers,
         *,
         mountpoint: Path,
         directory: str,
@@ -63,6 +66,7 @@ class JobsWing(Wing):
         self._submissions = submissions
         self._board = board
         self._callers = callers
+        self._readers = readers
         self._path = mountpoint / "jobs"
         self._directory = directory
         self._partition = partition
@@ -196,6 +200,8 @@ class JobsWing(Wing):
         job = await self._job(parts[0])
         if parts[1] not in self._files_of(job):
             raise NotFound(parts[1])
+        if caller.sniffs and not parts[1].startswith("status"):
+            return RefusingHandle(self._readers, caller.sniffs)
         if parts[1] in {"stdout", "stderr"}:
             return OutputHandle(self._output(job, parts[1]), self._callers, caller)
         if parts[1] == "script":

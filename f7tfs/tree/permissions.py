@@ -6,8 +6,10 @@ the remote user's. An ACL can say anything, so a file that has one is tried.
 
 from __future__ import annotations
 
-from f7tfs.errors import PermissionDenied
-from f7tfs.model import Attributes, Identity
+import os
+
+from f7tfs.errors import IsADirectory, NotPermitted, PermissionDenied
+from f7tfs.model import Attributes, Identity, Kind
 
 READ, WRITE, SEARCH = 4, 2, 1
 
@@ -31,3 +33,14 @@ def require(identity: Identity, attributes: Attributes, want: int, what: str) ->
     if not permits(identity, attributes, want):
         letters = "".join(letter for bit, letter in ((4, "r"), (2, "w"), (1, "x")) if want & bit)
         raise PermissionDenied(f"{what}: the remote user {identity.user} has no {letters} on it")
+
+
+def require_openable(identity: Identity, attributes: Attributes, flags: int, what: str) -> None:
+    """Raises IsADirectory, NotPermitted for what is no regular file, PermissionDenied."""
+    if attributes.is_directory:
+        raise IsADirectory(what)
+    if attributes.kind is not Kind.FILE:
+        raise NotPermitted(f"{what} is not a regular file")
+    accmode = flags & os.O_ACCMODE
+    want = {os.O_RDONLY: READ, os.O_WRONLY: WRITE}.get(accmode, READ | WRITE)
+    require(identity, attributes, want, what)

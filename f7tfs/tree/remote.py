@@ -20,7 +20,6 @@ from f7tfs.content.times import Times
 from f7tfs.errors import (
     Changed,
     Exists,
-    IsADirectory,
     NameNotSupported,
     NotFound,
     NotPermitted,
@@ -35,8 +34,9 @@ from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors, RemoteHandle, Shared, truncate_path
 from f7tfs.tree.looks import GHOST, Looks
 from f7tfs.tree.nodes import Node
-from f7tfs.tree.permissions import READ, SEARCH, WRITE, permits, require
+from f7tfs.tree.permissions import SEARCH, WRITE, permits, require, require_openable
 from f7tfs.tree.renaming import Renaming
+from f7tfs.tree.sniffing import Sniffing, SniffingHandle
 from f7tfs.tree.temporaries import is_temporary
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
 from f7tfs.tree.xattrs import attributes_of_clean, attributes_of_entry
@@ -56,9 +56,11 @@ class RemoteWing(Wing):
         times: Times,
         floors: Floors,
         identity: Identity,
+        sniffing: Sniffing,
         *,
         root: RemotePath,
     ) -> None:
+        self._sniffing = sniffing
         self._catalog = catalog
         self._namespace = namespace
         self._removals = removals
@@ -164,11 +166,14 @@ class RemoteWing(Wing):
             path = self.path(node)
             entry = self._floors.spool.at(path)
             if entry is None:
-                attributes = await self._find_to_open(path)
-                await self._require_openable(path, attributes, flags)
+                attributes = await self._find_to_open(path, caller)
+                require_openable(self._identity, attributes, flags, path)
+                if wants_writing(flags):
+                    await self._namespace.require_name(path)
                 if self._catalog.is_offline and not wants_writing(flags):
                     self._require_here(node, path, attributes)
-                attributes = await self._with_inode_if_growing(path, attributes)
+                if not caller.sniffs:
+                    attributes = await self._with_inode_if_growing(path, attributes)
                 entry = self._floors.spool.at(path)
             else:
                 attributes = None
@@ -188,7 +193,7 @@ class RemoteWing(Wing):
                 self._catalog.put(path, attributes)
                 raise Changed(f"{path} was replaced on the cluster")
         handle = self._handle(node, shared, flags, caller)
-        if self._floors.waits_in_open and flags & os.O_ACCMODE == os.O_RDONLY:
+        if self._floors.waits_in_open and not caller.sniffs and flags & os.O_ACCMODE == os.O_RDONLY:
             try:
                 await handle.read(0, 1)
             except BaseException:
@@ -197,10 +202,10 @@ class RemoteWing(Wing):
                 raise
         return handle
 
-    async def _find_to_open(self, path: RemotePath) -> Attributes:
-        """Never what an old listing tells, unless the API is offline."""
+    async def _find_to_open(self, path: RemotePath, caller: Caller) -> Attributes:
+        """Never what an old listing tells, unless the API is offline or a sniffer asks."""
         try:
-            return await self._find(path, fresh=True)
+            return await self._find(path, fresh=not caller.sniffs)
         except Unreachable:
             if not self._catalog.is_offline:
                 raise
@@ -211,17 +216,6 @@ class RemoteWing(Wing):
         content = self._floors.cache.find(path, attributes.fingerprint)
         if content is None and node.ino not in self._open and attributes.size > 0:
             raise Offline(f"{path} is not in the cache, and the cluster cannot be reached")
-
-    async def _require_openable(self, path: RemotePath, attributes: Attributes, flags: int) -> None:
-        if attributes.is_directory:
-            raise IsADirectory(path)
-        if attributes.kind is not Kind.FILE:
-            raise NotPermitted(f"{path} is not a regular file")
-        accmode = flags & os.O_ACCMODE
-        want = {os.O_RDONLY: READ, os.O_WRONLY: WRITE}.get(accmode, READ | WRITE)
-        require(self._identity, attributes, want, path)
-        if wants_writing(flags):
-            await self._namespace.require_name(path)
 
     async def _with_inode_if_growing(self, path: RemotePath, attributes: Attributes) -> Attributes:
         """Of a file that is likely still being written, only the inode can prove later that it is
@@ -271,7 +265,8 @@ class RemoteWing(Wing):
             if self._open.get(node.ino) is which:
                 del self._open[node.ino]
 
-        return RemoteHandle(
+        made = SniffingHandle if caller.sniffs else RemoteHandle
+        handle = made(
             self._floors,
             shared,
             flags,
@@ -279,6 +274,9 @@ class RemoteWing(Wing):
             refresh=refresh,
             released=released,
         )
+        if isinstance(handle, SniffingHandle):
+            handle.sniffing, handle.name = self._sniffing, caller.sniffs
+        return handle
 
     async def create(
         self, parent: Node, name: str, permissions: int, flags: int, caller: Caller

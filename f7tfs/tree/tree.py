@@ -12,12 +12,22 @@ import logging
 import os
 from collections.abc import Mapping
 
+import msgspec
 import trio
 
-from f7tfs.errors import Changed, F7tfsError, InvalidArgument, NotADirectory, NotFound, NotPermitted
+from f7tfs.errors import (
+    Changed,
+    F7tfsError,
+    InvalidArgument,
+    NotADirectory,
+    NotFound,
+    NotPermitted,
+    PermissionDenied,
+)
 from f7tfs.model import Kind
 from f7tfs.tree.nodes import ROOT_INODE, Node, NodeTable
-from f7tfs.tree.waiting import Callers
+from f7tfs.tree.readers import Readers
+from f7tfs.tree.waiting import Callers, caller_pid
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
 
 log = logging.getLogger("f7tfs.tree")
@@ -47,7 +57,10 @@ class OpenedDirectory:
 
 
 class Tree:
-    def __init__(self, root: Wing, overlays: Mapping[str, Wing], callers: Callers) -> None:
+    def __init__(
+        self, root: Wing, overlays: Mapping[str, Wing], callers: Callers, readers: Readers
+    ) -> None:
+        self._readers = readers
         self.nodes = NodeTable(root)
         self._overlays = dict(overlays)
         self.callers = callers
@@ -113,6 +126,8 @@ class Tree:
 
     async def open(self, ino: int, flags: int, caller: Caller) -> int:
         node = self.node(ino)
+        if not wants_writing(flags) and (name := self._readers.sniffer(caller.pid, flags)):
+            caller = msgspec.structs.replace(caller, sniffs=name)
         self.nodes.opening(node)
         try:
             source = await node.wing.open(node, flags, caller)
@@ -128,6 +143,8 @@ class Tree:
                 version = (await node.wing.look(node)).version
                 self._files[handle].keep_cache = node.version == version
                 node.version = version
+            elif caller.sniffs:
+                self._files[handle].keep_cache = True  # it goes past the kernel's pages
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self.release(handle)
@@ -184,6 +201,7 @@ class Tree:
     # Directories.
 
     async def open_directory(self, ino: int) -> int:
+        self._readers.require_listing(caller_pid.get())
         node = self.node(ino)
         entries = await node.wing.entries(node)
         if node.is_root:
@@ -223,9 +241,11 @@ class Tree:
 
     async def mkdir(self, parent_ino: int, name: str, permissions: int) -> tuple[Node, Look]:
         parent = self._changeable(parent_ino, name)
-        if parent.is_root and (name == TRASH[0] or name.startswith(TRASH[1])):
+        if (name == TRASH[0] or name.startswith(TRASH[1])) and (
+            parent.is_root or parent.wing is self._overlays.get(LISTED)
+        ):
             # A file manager that gets no trash offers to delete for good, which is what happens.
-            raise NotPermitted("there is no trash here")
+            raise PermissionDenied("there is no trash here")
         look = await parent.wing.mkdir(parent, name, permissions)
         node = self._node_for(parent, name, look, parent.wing)
         self.nodes.remember(node)

@@ -35,10 +35,12 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks: `pid` is the thread id in the mount's pid namespace, 0 for the kernel itself."""
+    """Who asks: `pid` is the thread id in the mount's pid namespace, 0 for the kernel itself.
+    `sniffs` names a process for which nothing may be fetched, "" for all others."""
 
     pid: int = 0
     umask: int = 0o022
+    sniffs: str = ""
 
 
 class Changes(msgspec.Struct, frozen=True):
