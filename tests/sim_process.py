@@ -151,6 +151,10 @@ class Simulator:
         """While they are held, no job starts."""
         self._control("POST", "jobs", {"hold": held})
 
+    def hold_staging(self, held: bool) -> None:
+        """While it is held, v1's downloads stay at 116."""
+        self._control("POST", "staging", {"hold": held})
+
     def injections(self) -> list[str]:
         """Commands that a path would have run besides the v2 server's own."""
         return list(self._control("GET", "injections")["injections"])
@@ -193,6 +197,12 @@ class Simulator:
     def states(self, ident: str) -> list[dict[str, Any]]:
         """All that GET /tasks/{id} would have shown so far; some states last milliseconds."""
         return list(self._control("GET", f"tasks/{ident}")["states"])
+
+    def staged_at(self, ident: str) -> float:
+        """When a download's link was ready (epoch)."""
+        task = self._control("GET", f"tasks/{ident}")
+        moments = dict(zip((s["status"] for s in task["states"]), task["times"], strict=True))
+        return float(moments["117"])
 
     def stop(self) -> int:
         """SIGTERM, then the exit status; killed if it does not go."""

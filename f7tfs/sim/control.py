@@ -3,9 +3,11 @@
 - GET /_sim/health
 - GET /_sim/calls: {"calls": {"GET /tasks/{id}": 3, ...}, "total", "tokens",
   "object_store": {"bytes_in", "bytes_out", "GET", "POST", "PUT"}}; POST /_sim/calls/reset
-- GET /_sim/log?last=N: the last N requests with method, path, params and status
+- GET /_sim/log?last=N: the last N requests with method, path, params, status and time (epoch)
 - POST /_sim/sweep: look for staged uploads now; answers when the downloads it began have ended
-- GET /_sim/tasks/{id}: {"states": [...]}, every state as GET /tasks/{id} would have shown it
+- GET /_sim/tasks/{id}: {"states": [...], "times": [...]}, every state as GET /tasks/{id} would have
+  shown it, and when it began (epoch: the records themselves have whole seconds)
+- POST /_sim/staging: JSON {"hold": true}: v1's downloads stay at 116 until {"hold": false}
 - POST /_sim/jobs: JSON {"hold": true}: no job starts until {"hold": false}
 - POST /_sim/token: JSON {"user", "lifetime", "scope"}, any of them; mints any token
 - POST, GET, DELETE /_sim/faults: see f7tfs.sim.faults
@@ -13,8 +15,6 @@
 """
 
 from __future__ import annotations
-
-from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,6 +24,7 @@ from f7tfs.sim.gate import Gate
 from f7tfs.sim.objects import ObjectStore
 from f7tfs.sim.replies import reply
 from f7tfs.sim.scheduler import Scheduler
+from f7tfs.sim.storage import Storage
 from f7tfs.sim.tasks import TaskBook
 from f7tfs.sim.tokens import SCOPE, Tokens
 
@@ -34,7 +35,7 @@ class Control:
         store: ObjectStore,
         tokens: Tokens,
         book: TaskBook,
-        sweep: Callable[[], Awaitable[None]],
+        storage: Storage,
         scheduler: Scheduler,
         user: str,
     ) -> None:
@@ -43,7 +44,7 @@ class Control:
         self._store = store
         self._tokens = tokens
         self._book = book
-        self._sweep = sweep
+        self._storage = storage
         self._scheduler = scheduler
         self._user = user
 
@@ -55,6 +56,7 @@ class Control:
             Route("/_sim/log", self._log, methods=["GET"]),
             Route("/_sim/sweep", self._sweep_now, methods=["POST"]),
             Route("/_sim/tasks/{ident}", self._task, methods=["GET"]),
+            Route("/_sim/staging", self._staging, methods=["POST"]),
             Route("/_sim/jobs", self._jobs, methods=["POST"]),
             Route("/_sim/token", self._token, methods=["POST"]),
             Route("/_sim/faults", self._add_faults, methods=["POST"]),
@@ -97,14 +99,18 @@ class Control:
         return reply({"log": list(self._front.log)[-last:] if last > 0 else []})
 
     async def _sweep_now(self, request: Request) -> Response:
-        await self._sweep()
+        await self._storage.sweep()
         return reply({})
 
     async def _task(self, request: Request) -> Response:
         task = self._book.find(request.path_params["ident"])
         url = f"/tasks/{request.path_params['ident']}"
         states = [] if task is None else [task.record(s) | {"task_url": url} for s in task.history]
-        return reply({"states": states})
+        return reply({"states": states, "times": [] if task is None else task.times})
+
+    async def _staging(self, request: Request) -> Response:
+        self._storage.hold(bool((await request.json())["hold"]))
+        return reply({})
 
     async def _jobs(self, request: Request) -> Response:
         self._scheduler.hold(bool((await request.json())["hold"]))

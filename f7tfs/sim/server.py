@@ -110,12 +110,17 @@ class Site:
         ]
         tokens = Tokens(clients, options.token_lifetime)
         book = TaskBook()
-        store = ObjectStore(state / "objects", f"{self._url}/s3", options.object_store_expiry)
+        store = ObjectStore(
+            state / "objects",
+            f"{self._url}/s3",
+            options.object_store_expiry,
+            served=(state / "served", options.link_origin) if options.link_origin else None,
+        )
         storage = Storage(cluster, tokens, book, store, self.spawn)
         self.scheduler = Scheduler(cluster, state / "spool", self.spawn)
         compute = Compute(cluster, tokens, book, self.scheduler, self.spawn)
         internal = InternalTransfers(cluster, book, compute, storage.service)
-        control = Control(store, tokens, book, storage.sweep, self.scheduler, name)
+        control = Control(store, tokens, book, storage, self.scheduler, name)
         routes: list[BaseRoute] = [
             Route(TOKEN_PATH, tokens.endpoint, methods=["POST"]),
             *store.routes(),
