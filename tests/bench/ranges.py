@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from bench.rig import (
 )
 
 MARK = b"what is looked for"
+RECORDED = 0.25, 1.15  # seconds that v1 took to stage up to 150 MB (v1 FACTS §7)
 
 
 def one_block(made: Rig, size: int, offset: int) -> int:
@@ -81,6 +83,8 @@ def throughput_row(rounds: int) -> list[Figure]:
             mount.run("ls mnt")
             dd = ["dd", f"if={mount.path / 'large'}", "of=/dev/null", "bs=1M"]
             ours.append(seconds(dd))
+            if len(ours) == rounds:
+                seconds(["cmp", str(made.directory / "large"), str(mount.path / "large")])
             assert mount.umount("--now").returncode == 0
     ratios = [curl / our for curl, our in zip(curls, ours, strict=True)]
     speed = f"curl {GiB / median(curls) / 1e6:.0f} MB/s, dd {GiB / median(ours) / 1e6:.0f} MB/s"
@@ -88,18 +92,22 @@ def throughput_row(rounds: int) -> list[Figure]:
     return [Figure("of curl's throughput", median(ratios), 0.8, "x", at_least=True, note=note)]
 
 
-def after_staging(made: Rig, mount: Mount, path: Path) -> float:
-    """Seconds from open to the first 4 KiB of a file that is staged for it, without those from the
-    arrival of the request to stage at the server to the link's being ready."""
-    made.simulator.reset_calls()
+def after_staging(made: Rig, mount: Mount, path: Path, staging: float) -> float:
+    """Seconds from open to the first 4 KiB of a file whose staging takes so long, without those
+    from the arrival of the request at the server to the link's being ready."""
+    simulator = made.simulator
+    simulator.reset_calls()
+    simulator.hold_staging(True)
+    release = threading.Timer(staging, simulator.hold_staging, [False])
     began = time.time()
+    release.start()
     mount.call(read_at, mount.path / path.name, 0, 4096)
     whole = time.time() - began
-    (asked,) = [
-        one for one in made.simulator.log(1000) if f"{one['method']} {one['path']}" == STAGING
-    ]
-    looks = [one["path"] for one in made.simulator.log(1000) if one["path"].startswith("/tasks/")]
-    return whole - (made.simulator.staged_at(looks[0].rpartition("/")[2]) - asked["time"])
+    release.join()
+    log = simulator.log(1000)
+    (asked,) = [one for one in log if f"{one['method']} {one['path']}" == STAGING]
+    (task,) = {one["path"] for one in log if one["path"].startswith("/tasks/")}
+    return whole - (simulator.staged_at(task.rpartition("/")[2]) - asked["time"])
 
 
 def first_byte_row(rounds: int) -> list[Figure]:
@@ -113,12 +121,16 @@ def first_byte_row(rounds: int) -> list[Figure]:
                 path = mount.path / "large"
                 known.append(timed(lambda path=path: mount.call(read_at, path, 64 * MiB, 4096)))
                 assert mount.umount("--now").returncode == 0
-        # Their staging takes from some 50 ms to a second here: the looks fall anywhere.
-        sizes = [8 * MiB << (number % 6) for number in range(max(6, rounds))]
-        files = [made.file(f"new-{number}", size) for number, size in enumerate(sizes)]
+        number = max(8, rounds)
+        first, last = RECORDED
+        durations = [first + one * (last - first) / number for one in range(number)]
+        files = [made.file(f"new-{one}", 8 * MiB) for one in range(number)]
         with made.mount().start() as mount:
             mount.run("ls mnt")
-            anew = [after_staging(made, mount, path) for path in files]
+            anew = [
+                after_staging(made, mount, path, staging)
+                for path, staging in zip(files, durations, strict=True)
+            ]
     known, anew = [1000 * t for t in known], [1000 * t for t in anew]
     return [
         Figure("with a kept link", median(known), 50, "ms", note=spread(known, ".0f")),
