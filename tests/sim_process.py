@@ -169,6 +169,10 @@ class Simulator:
         """How many bytes staged uploads may still write on the cluster; None: all they like."""
         self._control("POST", "room", {"left": left, "words": words})
 
+    def hold_staging(self, held: bool) -> None:
+        """While it is held, v1's downloads stay at 116."""
+        self._control("POST", "staging", {"hold": held})
+
     def injections(self) -> list[str]:
         """Commands that a path would have run besides the v2 server's own."""
         return list(self._control("GET", "injections")["injections"])
@@ -227,6 +231,12 @@ class Simulator:
         info = _ready_line(self.process)
         assert info["firecrest_url"] == self.url, info
         self.info = info
+
+    def staged_at(self, ident: str) -> float:
+        """When a download's link was ready (epoch)."""
+        task = self._control("GET", f"tasks/{ident}")
+        moments = dict(zip((s["status"] for s in task["states"]), task["times"], strict=True))
+        return float(moments["117"])
 
     def stop(self) -> int:
         """SIGTERM, then the exit status; killed if it does not go."""

@@ -345,6 +345,33 @@ def test_links_expire_and_old_versions_give_them_bare() -> None:
             assert time.monotonic() < end
 
 
+def test_links_may_lead_to_another_server(tmp_path: Path) -> None:
+    """What that server is to serve lies where the link's path says."""
+    elsewhere, state = "http://127.0.0.1:9", tmp_path / "state"
+    with running_simulator(link_origin=elsewhere, state=state) as sim:
+        link = stage(sim, put(sim, "file", b"content"))
+        assert link.startswith(f"{elsewhere}/s3/{sim.user}/")
+        path = urlsplit(link).path.removeprefix("/s3/")
+        assert (state / "served" / path).read_bytes() == b"content"
+        _, form = offer(sim, str(sim.home / "upload"))
+        assert post_form(sim, form, b"x") == 204  # these stay here
+        sim.sweep()
+        assert [f.name for f in (state / "served").rglob("*") if f.is_file()] == ["file"]
+
+
+def test_staging_is_held(sim: Simulator) -> None:
+    path = put(sim, "held", b"x")
+    sim.hold_staging(True)
+    began = time.time()
+    _, _, body = sim.api("POST", "/storage/xfer-external/download", {"sourcePath": path})
+    ident = body["task_id"]
+    sim.wait_task(ident, "116")
+    assert [state["status"] for state in sim.states(ident)] == ["100", "116"]
+    sim.hold_staging(False)
+    sim.wait_task(ident, "117")
+    assert began < sim.staged_at(ident) <= time.time()
+
+
 def test_an_object_is_gone_after_114(sim: Simulator) -> None:
     ident, form = offer(sim, str(sim.home / "once"))
     post_form(sim, form, b"x")

@@ -23,6 +23,12 @@ def parse(arguments: list[str] | None = None) -> SimOptions:
     add("--user", help="account for commands and jobs (root only)")
     add("--state", type=Path, help="where staged objects live (default: temporary)")
     add("--client-secret", metavar="TEXT", help="of all clients (default: a new one)")
+    add(
+        "--link-origin",
+        metavar="URL",
+        help="GET links lead to this web server, which serves STATE/served as /s3 "
+        "(for measuring: it checks no signatures, counts nothing, knows no faults)",
+    )
     add("--server-version", metavar="X.Y.Z")
     for name, words in (
         ("latency", "added to each API call"),

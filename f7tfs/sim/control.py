@@ -3,9 +3,11 @@
 - GET /_sim/health
 - GET /_sim/calls: {"calls": {"GET /tasks/{id}": 3, ...}, "total", "tokens",
   "object_store": {"bytes_in", "bytes_out", "GET", "POST", "PUT"}}; POST /_sim/calls/reset
-- GET /_sim/log?last=N: the last N requests with method, path, params and status
+- GET /_sim/log?last=N: the last N requests with method, path, params, status and time (epoch)
 - POST /_sim/sweep: look for staged uploads now; answers when the downloads it began have ended
-- GET /_sim/tasks/{id}: {"states": [...]}, every state as GET /tasks/{id} would have shown it
+- GET /_sim/tasks/{id}: {"states": [...], "times": [...]}, every state as GET /tasks/{id} would have
+  shown it, and when it began (epoch: the records themselves have whole seconds)
+- POST /_sim/staging: JSON {"hold": true}: v1's downloads stay at 116 until {"hold": false}
 - POST /_sim/jobs: JSON {"hold": true}: no job starts until {"hold": false}
 - POST /_sim/links: JSON {"refuse": "EPERM", "across": false}: the file system makes no hard links
   (across directories, or none at all) until {"refuse": null}
@@ -19,8 +21,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -31,6 +31,7 @@ from f7tfs.sim.hardlinks import HardLinks
 from f7tfs.sim.objects import ObjectStore
 from f7tfs.sim.replies import reply
 from f7tfs.sim.scheduler import Scheduler
+from f7tfs.sim.storage import Storage
 from f7tfs.sim.tasks import TaskBook
 from f7tfs.sim.tokens import SCOPE, Tokens
 
@@ -41,7 +42,7 @@ class Control:
         store: ObjectStore,
         tokens: Tokens,
         book: TaskBook,
-        sweep: Callable[[], Awaitable[None]],
+        storage: Storage,
         scheduler: Scheduler,
         hard_links: HardLinks,
         room: Room,
@@ -52,7 +53,7 @@ class Control:
         self._store = store
         self._tokens = tokens
         self._book = book
-        self._sweep = sweep
+        self._storage = storage
         self._scheduler = scheduler
         self._hard_links = hard_links
         self._room = room
@@ -66,6 +67,7 @@ class Control:
             Route("/_sim/log", self._log, methods=["GET"]),
             Route("/_sim/sweep", self._sweep_now, methods=["POST"]),
             Route("/_sim/tasks/{ident}", self._task, methods=["GET"]),
+            Route("/_sim/staging", self._staging, methods=["POST"]),
             Route("/_sim/jobs", self._jobs, methods=["POST"]),
             Route("/_sim/links", self._links, methods=["POST"]),
             Route("/_sim/uplink", self._uplink, methods=["POST"]),
@@ -111,14 +113,18 @@ class Control:
         return reply({"log": list(self._front.log)[-last:] if last > 0 else []})
 
     async def _sweep_now(self, request: Request) -> Response:
-        await self._sweep()
+        await self._storage.sweep()
         return reply({})
 
     async def _task(self, request: Request) -> Response:
         task = self._book.find(request.path_params["ident"])
         url = f"/tasks/{request.path_params['ident']}"
         states = [] if task is None else [task.record(s) | {"task_url": url} for s in task.history]
-        return reply({"states": states})
+        return reply({"states": states, "times": [] if task is None else task.times})
+
+    async def _staging(self, request: Request) -> Response:
+        self._storage.hold(bool((await request.json())["hold"]))
+        return reply({})
 
     async def _jobs(self, request: Request) -> Response:
         self._scheduler.hold(bool((await request.json())["hold"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -96,6 +97,7 @@ class Gate:
             "path": path,
             "params": {k: v[:300] for k, v in fields if k not in _SECRET},
             "status": None,
+            "time": time.time(),
         }
         self.log.append(entry)
         text = f"{path}?" + "&".join(f"{name}={value}" for name, value in fields)

@@ -47,9 +47,14 @@ class Stored:
 
 
 class ObjectStore:
-    def __init__(self, folder: Path, base: str, expiry: float) -> None:
-        """`base`: the store's address up to the bucket, e.g. http://127.0.0.1:80/s3."""
+    def __init__(
+        self, folder: Path, base: str, expiry: float, served: tuple[Path, str] | None = None
+    ) -> None:
+        """`base`: the store's address up to the bucket, e.g. http://127.0.0.1:80/s3. `served`: a
+        folder that gets every object as BUCKET/KEY, and the origin of the web server that GET
+        links lead to instead."""
         folder.mkdir(mode=0o700, exist_ok=True)
+        self._served = served
         self._folder = folder
         self._origin = "{0.scheme}://{0.netloc}".format(urlsplit(base))
         self._host = urlsplit(base).netloc
@@ -67,6 +72,9 @@ class ObjectStore:
         self, bucket: str, key: str, method: str = "GET", extra: Mapping[str, str] | None = None
     ) -> str:
         path = quote(f"{self._prefix}/{bucket}/{key}", safe="/-_.~")
+        if self._served is not None and method == "GET":
+            origin = self._served[1]
+            return self._signer.link(origin, urlsplit(origin).netloc, path, method, extra)
         return self._signer.link(self._origin, self._host, path, method, extra)
 
     def check(self, request: Request) -> None:
@@ -100,12 +108,18 @@ class ObjectStore:
         self.delete(bucket, key)
         stored = Stored(path, status.st_size, f'"{etag}"', status.st_mtime)
         self._objects[bucket, key] = stored
+        if self._served is not None:
+            place = self._served[0] / bucket / key
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.hardlink_to(path)
         return stored
 
     def delete(self, bucket: str, key: str) -> None:
         stored = self._objects.pop((bucket, key), None)
         if stored is not None:
             stored.path.unlink(missing_ok=True)
+            if self._served is not None:
+                (self._served[0] / bucket / key).unlink(missing_ok=True)
 
     # -- HTTP
 

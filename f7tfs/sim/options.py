@@ -39,6 +39,9 @@ class SimOptions:
     """F7T_STORAGE_POLLING_INTERVAL: how often staged uploads are looked for (§6)."""
     object_store_expiry: float = 604800.0
     """F7T_STORAGE_TEMPURL_EXP_TIME of forms and links."""
+    link_origin: str | None = None
+    """http://HOST:PORT of a web server that answers the GET links instead of the simulator: it
+    serves `state`/served at /s3. Signatures, expiry, faults and counters do not exist there."""
     token_lifetime: float = 300.0
     client_secret: str | None = None
     """Of all clients, so that a server that is started again knows them; None = a new one."""

@@ -110,7 +110,12 @@ class Site:
         ]
         tokens = Tokens(clients, options.token_lifetime)
         book = TaskBook()
-        store = ObjectStore(state / "objects", f"{self._url}/s3", options.object_store_expiry)
+        store = ObjectStore(
+            state / "objects",
+            f"{self._url}/s3",
+            options.object_store_expiry,
+            served=(state / "served", options.link_origin) if options.link_origin else None,
+        )
         storage = Storage(cluster, tokens, book, store, self.spawn)
         self.scheduler = Scheduler(cluster, state / "spool", self.spawn)
         compute = Compute(cluster, tokens, book, self.scheduler, self.spawn)
@@ -119,7 +124,7 @@ class Site:
             store,
             tokens,
             book,
-            storage.sweep,
+            storage,
             self.scheduler,
             cluster.hard_links,
             cluster.room,

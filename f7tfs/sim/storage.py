@@ -76,6 +76,8 @@ class Storage:
         self._store = store
         self._spawn = spawn
         self._pending: dict[str, Upload] = {}
+        self._may_stage = trio.Event()
+        self._may_stage.set()
         self.service = Service("/storage", tokens, cluster.options.latency)
 
     def routes(self) -> list[Route]:
@@ -199,6 +201,13 @@ class Storage:
 
     # -- downloads
 
+    def hold(self, held: bool) -> None:
+        """While it is held, downloads stay at 116, as those of large files do."""
+        if not held:
+            self._may_stage.set()
+        elif self._may_stage.is_set():
+            self._may_stage = trio.Event()
+
     async def download(self, call: Call) -> Response:
         system = call.system(self._cluster, "Failed operation")
         source = call.checked("sourcePath", "Failed to download file")
@@ -225,6 +234,7 @@ class Storage:
         facts = {"source": source, "system_name": system.name}
         await trio.sleep(0.005)
         self._book.update(task, "116", facts)
+        await self._may_stage.wait()
         name = os.path.basename(source)
         key = f"{task.id}/{name}"
         with self._store.blank() as file:

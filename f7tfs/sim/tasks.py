@@ -53,10 +53,13 @@ class Task:
     unlisted_at: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     """All that `shown` ever was, for tests: some states last milliseconds."""
+    times: list[float] = field(default_factory=list)
+    """When each of them began."""
 
     def show(self, state: dict[str, Any]) -> None:
         self.shown = state
         self.history.append(state)
+        self.times.append(time.time())
 
     def record(self, state: dict[str, Any]) -> dict[str, Any]:
         return {

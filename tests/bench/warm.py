@@ -1,0 +1,122 @@
+"""Files that were read before: from the kernel's pages, and from the disk after a remount."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mounting import Mount
+
+from bench.figures import Figure, median, spread
+from bench.rig import (
+    GiB,
+    KiB,
+    Rig,
+    bytes_read_by,
+    rig_with_web_server,
+    seconds,
+    wait_until_idle,
+)
+
+
+def fetch(mount: Mount, name: str) -> None:
+    """Until all of it is in the cache, and durable: the mount is at rest."""
+    mount.call(seconds, ["cat", str(mount.path / name)], deadline=180)
+    wait_until_idle(mount)
+
+
+def asked_by_reread(made: Rig, size: int) -> int:
+    """Bytes that the daemon has read for a second, complete reading through a new open."""
+    made.file("file", size, random=True)
+    with made.mount().start() as mount:
+        fetch(mount, "file")
+        before = bytes_read_by(mount.pid)
+        mount.call(seconds, ["cp", str(mount.path / "file"), "/dev/null"])
+        return bytes_read_by(mount.pid) - before
+
+
+def reread_row(rounds: int) -> list[Figure]:
+    ours, theirs, asked = [], [], []
+    with rig_with_web_server() as made:
+        source = made.file("file", GiB, random=True)
+        with made.mount().start() as mount:
+            fetch(mount, "file")
+            plain = _copy(source, mount.folder / "plain")
+            for _ in range(rounds):
+                theirs.append(seconds(["cp", str(plain), "/dev/null"]))
+                before = bytes_read_by(mount.pid)
+                ours.append(mount.call(seconds, ["cp", str(mount.path / "file"), "/dev/null"]))
+                asked.append(bytes_read_by(mount.pid) - before)
+    ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
+    return [
+        Figure(
+            "of cp on the local disk", median(ratios), 0.6, "x", at_least=True, note=spread(ratios)
+        ),
+        # One open costs some hundred bytes of requests.
+        Figure("read by the daemon", max(asked) / KiB, 64, "KiB", note="of 1 GiB; most of all"),
+    ]
+
+
+def calls_of_reread_after_remount(made: Rig, size: int) -> dict[str, int]:
+    """The API calls of a complete reading from the disk cache, without those of mounting."""
+    made.file("file", size, random=True)
+    with made.mount().start() as mount:
+        fetch(mount, "file")
+        mount.restart()
+        made.simulator.reset_calls()
+        mount.call(seconds, ["cat", str(mount.path / "file")])
+        assert made.simulator.calls()["object_store"]["GET"] == 0
+        return dict(made.simulator.calls()["calls"])
+
+
+def remount_row(rounds: int) -> list[Figure]:
+    ours, theirs, from_disk, calls = [], [], [], []
+    with rig_with_web_server() as made:
+        made.file("file", GiB, random=True)
+        with made.mount().start() as mount:
+            fetch(mount, "file")
+            mount.umount("--now")
+            files = [file for file in mount.folder.glob("cache/**/*") if file.is_file()]
+            (cached,) = [file for file in files if file.stat().st_size == GiB]
+
+            def again() -> float:
+                mount.start()
+                made.simulator.reset_calls()
+                took = mount.call(seconds, _dd(mount.path / "file"))
+                calls.append(made.simulator.calls()["calls"])
+                assert mount.umount("--now").returncode == 0
+                return took
+
+            for _ in range(rounds):
+                seconds(_dd(cached))  # its pages are in memory on both sides
+                theirs.append(seconds(_dd(cached)))
+                ours.append(again())
+                drop_pages(cached)
+                disk = seconds(_dd(cached))
+                drop_pages(cached)
+                from_disk.append(disk / again())
+    ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
+    speed = f"{GiB / median(theirs) / 1e6:.0f} and {GiB / median(ours) / 1e6:.0f} MB/s"
+    note = f"{speed}; {spread(ratios)}; with the file's pages dropped: {median(from_disk):.2f}"
+    most = max(calls, key=lambda counted: sum(counted.values()))
+    return [
+        Figure("of the local disk", median(ratios), 0.5, "x", at_least=True, note=note),
+        Figure("API calls", sum(most.values()), 1, note=", ".join(sorted(most))),
+    ]
+
+
+def _dd(path: Path) -> list[str]:
+    return ["dd", f"if={path}", "of=/dev/null", "bs=1M"]
+
+
+def drop_pages(path: Path) -> None:
+    """The kernel forgets what it holds of a file."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _copy(source: Path, target: Path) -> Path:
+    seconds(["cp", str(source), str(target)])
+    seconds(["cat", str(target)])
+    return target
