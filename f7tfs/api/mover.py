@@ -65,6 +65,7 @@ class _Process:
         self.orders: dict[int, _Order] = {}
         self.turn = trio.Lock()
         self.is_alive = True
+        self.has_spoken = False
 
     @property
     def pid(self) -> int:
@@ -75,7 +76,7 @@ class _Process:
         try:
             while message := await self.channel.recv(MESSAGE):
                 self._hear(msgspec.json.decode(message, type=_Word))
-        except OSError as error:
+        except (OSError, msgspec.DecodeError) as error:
             log.debug("the data process: %s", error)
         finally:
             self.is_alive = False
@@ -88,6 +89,7 @@ class _Process:
             log.debug("the data process ended with %d", code)
 
     def _hear(self, word: _Word) -> None:
+        self.has_spoken = True
         order = self.orders.get(word.id)
         if order is None:
             return
@@ -125,7 +127,8 @@ class Mover:
 
     def warm_up(self) -> None:
         """Start the process, so that the first range does not wait for it."""
-        self._running()
+        with contextlib.suppress(OSError):
+            self._running()
 
     def _running(self) -> _Process:
         if self._process is None or not self._process.is_alive:
@@ -154,7 +157,8 @@ class Mover:
                 "id": number, "link": link, "start": start, "end": end,
                 "timeout": self._stall_timeout,
             }  # fmt: skip
-            await _say(process, words, fd)
+            with contextlib.suppress(Unreachable):  # it is dead: `done` says so
+                await _say(process, words, fd)
             await order.done.wait()
         except trio.Cancelled:
             with trio.move_on_after(1, shield=True), contextlib.suppress(F7tfsError):
@@ -165,6 +169,8 @@ class Mover:
         finally:
             del process.orders[number]
         last = order.last
+        if last is None and not process.has_spoken:
+            raise Unsupported("the data process cannot run")
         if last is None:
             raise Unreachable("the data process ended")
         if last.error is not None or last.status is not None:

@@ -7,6 +7,7 @@ no event loop: a thread per range moves what its socket gets into the file insid
 
     → {"id": 1, "link": …, "start": 0, "end": 8388608, "timeout": 60}    with the file's descriptor
     → {"cancel": 1}
+    ← {"id": 0}                                      it runs
     ← {"id": 1, "at": 1048576}                       bytes up to here are in the file
     ← {"id": 1, "done": true, "status": 206, …}      the last word of a range; see `_Outcome`
 """
@@ -33,7 +34,7 @@ PIECE = 1 << 20  # bytes between two words about progress
 CONNECT_TIMEOUT = 10.0
 REDIRECTS = {301, 302, 303, 307, 308}
 MOST_REDIRECTS = 5
-ERROR_TEXT = 65536
+ERROR_TEXT = 2000  # bytes of an error document: its code stands at the beginning
 IDLE = 8  # warm connections kept per host
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -112,10 +113,11 @@ class _Range:
         except TimeoutError:
             outcome = _Outcome(error="stalled")
         except (OSError, http.client.HTTPException) as error:
-            kind = "space" if getattr(error, "errno", 0) == errno.ENOSPC else "lost"
-            outcome = _Outcome(error=kind, text=str(error) or type(error).__name__)
+            is_full = getattr(error, "errno", 0) in {errno.ENOSPC, errno.EDQUOT}
+            kind = "space" if is_full else "lost"
+            outcome = _Outcome(error=kind, text=(str(error) or type(error).__name__)[:ERROR_TEXT])
         except Exception as error:  # a fault of ours must not leave the daemon waiting
-            outcome = _Outcome(error="lost", text=repr(error))
+            outcome = _Outcome(error="lost", text=repr(error)[:ERROR_TEXT])
         finally:
             os.close(self._fd)
         self._worker.say({"id": self.id, "done": True, **outcome})
@@ -253,6 +255,7 @@ class _Worker:
         self._ranges: dict[int, _Range] = {}
 
     def run(self) -> None:
+        self.say({"id": 0})  # it runs
         while True:
             message, fds, _, _ = socket.recv_fds(self._channel, 1 << 17, 1)
             if not message:
@@ -268,8 +271,11 @@ class _Worker:
             threading.Thread(target=made.run, daemon=True).start()
 
     def say(self, words: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more: the end comes by itself
+        """Told or dead: a range whose last word is lost would be waited for for ever."""
+        try:
             self._channel.send(json.dumps(words).encode())
+        except OSError:
+            os._exit(1)
 
     def forget(self, number: int) -> None:
         self._ranges.pop(number, None)

@@ -22,90 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import trio
 
+from f7tfs.content.cachefile import CacheFile, Label, Snapshot, is_racy
 from f7tfs.content.disk import Disk, copy_bytes, free_space, punch_hole, write_all
 from f7tfs.content.extents import Extents
-from f7tfs.errors import F7tfsError, NoLocalSpace
+from f7tfs.errors import NoLocalSpace
 from f7tfs.model import Fingerprint, RemotePath, is_within
 
 log = logging.getLogger("f7tfs.cache")
-RACY = 2.0  # seconds
 BLOCK = 1 << 20  # bytes; the smallest piece that is fetched, and always admitted
 NEAR = ((BLOCK, 64 * BLOCK), (BLOCK, 2 * BLOCK))  # (behind, ahead) of a reader: kept, in two rounds
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """The staged copy of one version: where it can be read from, and what made it. `link` is a
-    presigned GET: a secret. `since` in epoch seconds; `size` in bytes."""
-
-    link: str
-    ticket: str
-    since: float
-    size: int
-
-
-class Label(msgspec.Struct, frozen=True):
-    """What a cache file holds; kept beside it as JSON. `held` is None for all of it. `boot` names
-    the run of the machine that wrote the label; a `synced` one holds beyond it."""
-
-    path: str
-    fingerprint: Fingerprint
-    held: list[tuple[int, int]] | None = None
-    snapshot: Snapshot | None = None
-    boot: str = ""
-    synced: bool = False
-
-
-class CacheFile:
-    """Bytes of one version of one remote file. Published before it is filled: readers wait on
-    `grown`, an event that is replaced at every growth. Changed only by its `Cache`."""
-
-    def __init__(self, file: Path, path: RemotePath, fingerprint: Fingerprint, fd: int) -> None:
-        self.file = file
-        self.path = path
-        self.fingerprint = fingerprint
-        self.fd = fd
-        self.held = Extents()
-        self.unproven: Extents | None = None  # of the shorter version that the file grew from
-        self.promised = 0  # bytes that are being fetched: room is made, they are not here yet
-        self.snapshot: Snapshot | None = None
-        self.readers: dict[object, int] = {}  # who reads at which offset
-        self.complete_for: set[object] = set()  # who needs all of it at once
-        self.is_racy = False
-        self.is_synced = False
-        self.is_dropped = False
-        self.pins = 0
-        self.failure: F7tfsError | None = None
-        self.grown = trio.Event()
-
-    @property
-    def size(self) -> int:
-        return self.fingerprint.size
-
-    @property
-    def is_complete(self) -> bool:
-        return self.held.total >= self.size
-
-    def has(self, offset: int, length: int) -> bool:
-        return self.held.holds(offset, min(offset + length, self.size))
-
-    def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self.fd, max(0, min(length, self.size - offset)), offset)
-
-    def fail(self, error: F7tfsError) -> None:
-        self.failure = error
-        self.wake()
-
-    def wake(self) -> None:
-        event, self.grown = self.grown, trio.Event()
-        event.set()
-
-    @property
-    def takes(self) -> int:
-        """Bytes of the cache's limit that it uses."""
-        return self.held.total + (self.unproven.total if self.unproven else 0) + self.promised
 
 
 class Cache:
@@ -120,6 +47,7 @@ class Cache:
         self._boot = _boot_id()
         self._files: dict[RemotePath, CacheFile] = {}  # in LRU order, oldest first
         self._dropped: set[CacheFile] = set()  # replaced or evicted while somebody reads them
+        self._disk_of = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._used = 0  # bytes, with what is promised
         self._promised = 0
         self._retired: list[Snapshot] = []
@@ -133,6 +61,9 @@ class Cache:
         if found is None or found.failure is not None:
             return None
         if not found.fingerprint.agrees(fingerprint):
+            return None
+        if not found.pins and not found.file.exists():  # somebody tidied it away
+            self.forget(path)
             return None
         self._files[path] = self._files.pop(path)
         return found
@@ -151,14 +82,16 @@ class Cache:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # cleaners tidy caches away
         self.forget(path)
         created = self._make(path, fingerprint)
-        os.ftruncate(created.fd, fingerprint.size)
+        os.truncate(created.file, fingerprint.size)
         self._files[path] = created
         return created
 
     def _make(self, path: RemotePath, fingerprint: Fingerprint) -> CacheFile:
         file = self._directory / uuid.uuid4().hex
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        return CacheFile(file, path, fingerprint, fd)
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        content = CacheFile(file, path, fingerprint)
+        content.is_racy = is_racy(fingerprint)
+        return content
 
     async def adopt(
         self, source: Path, fd: int, path: RemotePath, fingerprint: Fingerprint
@@ -172,23 +105,24 @@ class Cache:
         adopted = self._make(path, fingerprint)
         try:
             source.rename(adopted.file)
-            os.close(adopted.fd)
-            adopted.fd = os.open(adopted.file, os.O_RDWR | os.O_CLOEXEC)
         except OSError:  # another file system
+            self.pin(adopted)
             await self._disk.run(lambda: copy_bytes(fd, adopted.fd, fingerprint.size))
             await self._disk.sync(adopted.fd)
+            self.unpin(adopted)
         self.forget(path)
         self._files[path] = adopted
         self._used += adopted.held.add(0, fingerprint.size)
-        self.finish(adopted, racy=False, synced=True)
+        adopted.is_racy = False  # nobody else wrote this version
+        self.finish(adopted, synced=True)
         return adopted
 
     # Filling.
 
-    def promise(self, content: CacheFile, size: int) -> None:
-        """`size` bytes will be fetched into the pinned file: make room now. Raises
-        NoLocalSpace."""
-        self.make_room(size)
+    def promise(self, content: CacheFile, size: int, *, must: bool = False) -> None:
+        """`size` bytes will be fetched into the pinned file: make room now. What `must` be had is
+        admitted beyond the limit, if the disk has room. Raises NoLocalSpace."""
+        self.make_room(size, must=must)
         content.promised += size
         self._promised += size
         self._used += size
@@ -210,9 +144,9 @@ class Cache:
         self._used += content.held.add(start, end)
         content.wake()
 
-    def finish(self, content: CacheFile, *, racy: bool, synced: bool = False) -> None:
+    def finish(self, content: CacheFile, *, synced: bool = False) -> None:
         """The file is complete."""
-        content.is_racy, content.is_synced = racy, synced
+        content.is_synced = synced
         content.wake()
         self.label(content)
 
@@ -256,17 +190,20 @@ class Cache:
     def restart(self, content: CacheFile, fingerprint: Fingerprint) -> None:
         """Another version is there, and nobody has seen a byte of the old one."""
         self._empty(content)
-        content.fingerprint = fingerprint
+        content.fingerprint, content.is_racy = fingerprint, is_racy(fingerprint)
         os.ftruncate(content.fd, fingerprint.size)
 
     def grow(self, content: CacheFile, fingerprint: Fingerprint) -> None:
         """The same inode is longer now. What is here counts again once `prove` says that it is
         still the file's beginning."""
-        if content.unproven is None:
-            content.unproven, content.held = content.held, Extents()
+        if content.held.total:
+            unproven = content.unproven or Extents()
+            for start, end in content.held:
+                self._used += unproven.add(start, end) - (end - start)
+            content.unproven, content.held = unproven, Extents()
         self._unlabel(content)
-        content.fingerprint = fingerprint
-        os.ftruncate(content.fd, fingerprint.size)
+        content.fingerprint, content.is_racy = fingerprint, is_racy(fingerprint)
+        os.truncate(content.file, fingerprint.size)
 
     def prove(self, content: CacheFile, *, unchanged: bool) -> None:
         """Whether the beginning of a file that grew is what it was."""
@@ -294,6 +231,9 @@ class Cache:
     # Using.
 
     def pin(self, content: CacheFile) -> None:
+        """Keep it, with a descriptor, until `unpin`."""
+        if content.fd < 0:
+            content.fd = os.open(content.file, os.O_RDWR | os.O_CLOEXEC)
         content.pins += 1
 
     def unpin(self, content: CacheFile) -> None:
@@ -301,8 +241,10 @@ class Cache:
         assert content.pins >= 0
         if content.pins:
             return
+        os.close(content.fd)
+        content.fd = -1
         if content.is_dropped:
-            self._close(content)
+            self._end(content)
         elif not content.is_complete:
             self.label(content)
 
@@ -315,15 +257,12 @@ class Cache:
             content.file.unlink(missing_ok=True)
             self._dropped.add(content)
             if content.pins == 0:
-                self._close(content)
+                self._end(content)
 
-    def _close(self, content: CacheFile) -> None:
+    def _end(self, content: CacheFile) -> None:
         self._dropped.discard(content)
         self._used -= content.takes
         self.retire(content)
-        if content.fd >= 0:
-            os.close(content.fd)
-            content.fd = -1
 
     def rename(self, source: RemotePath, target: RemotePath) -> None:
         """The remote name changed; content of the file, or below the directory, goes with it."""
@@ -343,15 +282,16 @@ class Cache:
 
     # Room.
 
-    def make_room(self, size: int, *, on_disk: bool = True) -> None:
-        """Evict until `size` more bytes fit. A single block is admitted beyond the limit, if the
-        disk has room for it. Raises NoLocalSpace."""
+    def make_room(self, size: int, *, on_disk: bool = True, must: bool = False) -> None:
+        """Evict until `size` more bytes fit. Raises NoLocalSpace."""
         if self._fits(size, on_disk):
             return
+        if size > self._limit and not must:
+            raise NoLocalSpace(f"{size} bytes are more than the cache may hold")
         self._evict(lambda: self._fits(size, on_disk))
         if not self._has_space(size, on_disk):
             raise NoLocalSpace(f"no room for {size} bytes on the cache's disk")
-        if not self._fits(size, on_disk) and size > BLOCK:
+        if not self._fits(size, on_disk) and not must:
             raise NoLocalSpace(f"no room for {size} bytes within the cache's limit")
 
     def give_way(self, size: int) -> None:
@@ -411,11 +351,11 @@ class Cache:
     def _has_space(self, size: int, on_disk: bool) -> bool:
         """What was promised is not on the disk yet."""
         wanted = self._min_free + self._promised + size
-        return not on_disk or free_space(self._directory) >= wanted
+        return not on_disk or free_space(self._disk_of) >= wanted
 
     @property
     def _device(self) -> int:
-        return self._directory.stat().st_dev
+        return os.fstat(self._disk_of).st_dev
 
     @property
     def used(self) -> int:
@@ -438,7 +378,7 @@ class Cache:
         for label_file in self._directory.glob("*.json"):
             content = self._load_one(label_file)
             if content is not None:
-                found.append((os.fstat(content.fd).st_atime, content))
+                found.append((content.file.stat().st_atime, content))
                 keep |= {content.file, label_file}
         for file in self._directory.iterdir():
             if file not in keep:
@@ -454,14 +394,13 @@ class Cache:
         file = label_file.with_suffix("")
         try:
             label = msgspec.json.decode(label_file.read_bytes(), type=Label)
-            fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+            there = file.stat().st_size
         except (OSError, msgspec.DecodeError):
             return None
         size = label.fingerprint.size
-        if os.fstat(fd).st_size != size or not (label.synced or label.boot == self._boot):
-            os.close(fd)
+        if there != size or not (label.synced or label.boot == self._boot):
             return None
-        content = CacheFile(file, RemotePath(label.path), label.fingerprint, fd)
+        content = CacheFile(file, RemotePath(label.path), label.fingerprint)
         content.held = Extents([(0, size)] if label.held is None else label.held)
         content.snapshot, content.is_synced = label.snapshot, label.synced
         return content
@@ -473,12 +412,15 @@ class Cache:
                     self.label(content)
                 os.close(content.fd)
                 content.fd = -1
+        if self._disk_of >= 0:
+            os.close(self._disk_of)
+            self._disk_of = -1
 
     def check(self) -> None:
         for path, content in self._files.items():
             assert content.path == path
             assert not content.is_dropped
-            assert content.fd >= 0
+            assert (content.fd >= 0) is (content.pins > 0)
             assert content.promised >= 0
             assert content.held.total <= content.size
         everything = (*self._files.values(), *self._dropped)

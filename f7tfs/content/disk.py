@@ -100,6 +100,7 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def free_space(path: Path) -> int:
+def free_space(path: Path | int) -> int:
+    """Bytes that the file system of a path, or of a descriptor, has left for us."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize

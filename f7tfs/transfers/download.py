@@ -12,7 +12,6 @@ import contextlib
 import errno
 import logging
 import os
-import time
 from collections.abc import AsyncIterator
 
 import trio
@@ -21,7 +20,8 @@ from f7tfs.api.mover import Mover
 from f7tfs.api.port import Cluster, Route
 from f7tfs.api.staging import FetchResult, StagingArea
 from f7tfs.catalog import Catalog
-from f7tfs.content.cache import BLOCK, RACY, Cache, CacheFile, Snapshot
+from f7tfs.content.cache import BLOCK, Cache
+from f7tfs.content.cachefile import CacheFile, Snapshot
 from f7tfs.errors import (
     Changed,
     F7tfsError,
@@ -32,12 +32,14 @@ from f7tfs.errors import (
     NotFound,
     NotPermitted,
     ServerError,
+    StagingFailed,
+    Stalled,
     TooLarge,
     Unsupported,
 )
 from f7tfs.model import Attributes, Fingerprint, Kind, RemotePath
 from f7tfs.transfers.flight import Flight, Goal, Piece
-from f7tfs.transfers.links import LOSSES, RENEWALS, VERSIONS, Links
+from f7tfs.transfers.links import LOSSES, RENEWALS, VERSIONS, Links, has_grown
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.zone import LARGEST_OFFSET, QUARTER
 
@@ -95,7 +97,7 @@ class Downloads:
         if found is not None:
             return found
         grown = self._cache.shorter(path, attributes.fingerprint)
-        if grown is not None:
+        if grown is not None and not self.is_busy(grown):
             self._cache.grow(grown, attributes.fingerprint)
             return grown
         size = attributes.size
@@ -104,8 +106,13 @@ class Downloads:
             raise TooLarge(f"{path}: {size} bytes is above stage_limit; f7tfs fetch brings it")
         content = self._cache.create(path, attributes.fingerprint)
         if size == 0:
-            self._cache.finish(content, racy=True)
+            self._cache.finish(content)
         return content
+
+    def is_busy(self, content: CacheFile) -> bool:
+        """Whether bytes of this very version are on their way or being used: it must not become
+        another one now."""
+        return content in self._flights or bool(content.complete_for)
 
     def ahead(
         self, content: CacheFile, reader: object, offset: int, length: int, until: int
@@ -131,19 +138,23 @@ class Downloads:
     ) -> None:
         """Until `length` bytes at `offset` are here (or the file ends before). Raises what kept
         them from coming."""
+        end = min(offset + length, content.size)
         while True:
             if content.failure is not None:
                 raise content.failure.again()
             flight = self.ahead(content, reader, offset, length, until)
+            error = flight.failure_in(offset, end) if flight is not None else None
+            grown = content.grown
+            while error is None and not content.has(offset, length):
+                await grown.wait()
+                grown = content.grown
+                error = flight.failure_in(offset, end) if flight is not None else None
+                if content.failure is not None or self._flights.get(content) is not flight:
+                    break
             if content.has(offset, length):
                 return
-            grown = content.grown
-            if flight is not None and flight.failure is None:
-                await grown.wait()
-            if flight is not None and flight.failure is not None:
-                if content.has(offset, length):
-                    return
-                raise flight.failure.again()
+            if error is not None:
+                raise error.again()
 
     def leave(self, content: CacheFile, reader: object) -> None:
         """`reader` reads no more; what is under way arrives, nothing is begun for it."""
@@ -168,28 +179,27 @@ class Downloads:
         self, path: RemotePath, attributes: Attributes, *, unlimited: bool = False
     ) -> AsyncIterator[int]:
         """A descriptor of the complete content, for as long as the block runs."""
-        content = self.content(path, attributes, unlimited=unlimited)
-        self._cache.pin(content)
-        try:
-            await self.all_of(content)
-            yield content.fd
-        finally:
-            self._cache.unpin(content)
+        async with self.all_of(self.content(path, attributes, unlimited=unlimited)) as fd:
+            yield fd
 
-    async def all_of(self, content: CacheFile) -> None:
-        """Until the pinned content is complete. Raises NoLocalSpace for more than the cache may
-        hold."""
-        if content.size > self._cache.limit:
-            raise NoLocalSpace(f"{content.path} is larger than cache_size")
+    @contextlib.asynccontextmanager
+    async def all_of(self, content: CacheFile) -> AsyncIterator[int]:
+        """The descriptor of a content that is complete, and stays so while the block runs. Raises
+        NoLocalSpace for more than the cache may hold."""
         reader = object()
+        self._cache.pin(content)
         content.complete_for.add(reader)
         try:
+            if content.size > self._cache.limit:
+                raise NoLocalSpace(f"{content.path} is larger than cache_size")
             while not content.is_complete:
                 at = content.held.gaps(0, content.size)[0][0]
                 await self.need(content, reader, at, BLOCK, content.size)
+            yield content.fd
         finally:
             content.complete_for.discard(reader)
             self.leave(content, reader)
+            self._cache.unpin(content)
 
     def _is_staged(self, size: int) -> bool:
         return size > self._cluster.capabilities.direct_download_limit
@@ -198,25 +208,29 @@ class Downloads:
 
     def _pump(self, flight: Flight) -> None:
         """Begin what should be under way."""
-        while flight.failure is None:
-            found = flight.next_piece(self._parallel)
-            if found is None:
-                return
+        content = flight.content
+        while (found := flight.next_piece(self._parallel)) is not None:
             start, end, urgent = found
-            if not self._is_staged(flight.content.size):
-                start, end = 0, flight.content.size  # one call brings it whole
             try:
-                piece = Piece(self._cache, flight.content, start, end)
-            except NoLocalSpace as error:
-                if urgent and end - start > BLOCK:
-                    with contextlib.suppress(NoLocalSpace):
-                        end = start // BLOCK * BLOCK + BLOCK
-                        self._begin(flight, Piece(self._cache, flight.content, start, end))
-                        continue
-                if urgent:
-                    self._fail(flight, error)
-                return
-            self._begin(flight, piece)
+                self._begin(flight, self._admit(content, start, end, urgent=urgent))
+            except (NoLocalSpace, OSError) as error:
+                if not urgent:
+                    return
+                trouble = error if isinstance(error, F7tfsError) else ServerError(f"cache: {error}")
+                self._fail(flight, start, end, trouble)
+
+    def _admit(self, content: CacheFile, start: int, end: int, *, urgent: bool) -> Piece:
+        """Room for a piece; for what somebody waits for, if need be, beyond the cache's limit: one
+        block, or the whole of a file that one call brings. Raises NoLocalSpace, OSError."""
+        if not self._is_staged(content.size):
+            return Piece(self._cache, content, 0, content.size, must=urgent)
+        try:
+            return Piece(self._cache, content, start, end)
+        except NoLocalSpace:
+            if not urgent:
+                raise
+            end = min(end, start // BLOCK * BLOCK + BLOCK)
+            return Piece(self._cache, content, start, end, must=True)
 
     def _begin(self, flight: Flight, piece: Piece) -> None:
         flight.pending.add(piece.start, piece.end)
@@ -225,32 +239,40 @@ class Downloads:
 
     async def _bring(self, flight: Flight, piece: Piece) -> None:
         content = flight.content
+        error: F7tfsError | None = None
         try:
             await self._supply(flight, piece)
-        except F7tfsError as error:
-            log.warning("download of %s: %s", content.path, error)
-            self._fail(flight, error)
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                self._fail(flight, NoLocalSpace("the disk that holds the cache is full"))
+        except F7tfsError as trouble:
+            log.warning("download of %s: %s", content.path, trouble)
+            error = trouble
+        except Exception as trouble:
+            if isinstance(trouble, OSError) and trouble.errno in {errno.ENOSPC, errno.EDQUOT}:
+                error = NoLocalSpace("the disk that holds the cache is full")
             else:
                 log.exception("download of %s", content.path)
-                self._fail(flight, ServerError(f"download of {content.path}: {error!r}"))
+                error = ServerError(f"download of {content.path}: {trouble!r}")
+        except BaseException:
+            flight.is_ending = True
+            raise
         finally:
             flight.pending.discard(piece.start, piece.end)
             flight.active -= 1
             piece.end_now()
+            if error is not None:
+                self._fail(flight, piece.start, piece.end, error)
             self._pump(flight)
             content.wake()
             self._land_if_idle(flight)
 
-    def _fail(self, flight: Flight, error: F7tfsError) -> None:
-        """Whoever waits is told. Of a version that is gone, nothing will ever come."""
-        flight.failure = flight.failure or error
+    def _fail(self, flight: Flight, start: int, end: int, error: F7tfsError) -> None:
+        """Whoever waits for this range is told. Of a version that is gone, nothing will come."""
+        flight.fail(start, end, error)
         content = flight.content
         if isinstance(error, Changed):
-            if self._cache.find(content.path, content.fingerprint) is content:
+            flight.is_ending = True
+            if not content.is_dropped:
                 self._cache.forget(content.path)
+            self._catalog.forget(content.path)
             content.fail(error)
         content.wake()
 
@@ -259,18 +281,15 @@ class Downloads:
         if flight.active or self._flights.get(content) is not flight:
             return
         del self._flights[content]
-        if content.is_complete and not content.is_dropped and content.failure is None:
+        if content.is_complete and content.failure is None:
             self._cache.retire(content)
-            self._cache.finish(content, racy=_is_racy(content))
-            self._nursery.start_soon(self._make_durable, content)
-        else:
-            self._nursery.start_soon(self._links.withdraw_retired)
-        self._cache.unpin(content)
+            self._cache.finish(content)
+        self._nursery.start_soon(self._after_landing, content)
 
-    async def _make_durable(self, content: CacheFile) -> None:
-        self._cache.pin(content)
+    async def _after_landing(self, content: CacheFile) -> None:
+        """The flight's pin ends here."""
         try:
-            if not content.is_racy:
+            if content.is_complete and not content.is_racy and not content.is_dropped:
                 await self._cache.sync(content)
             await self._links.withdraw_retired()
         except OSError as error:
@@ -283,6 +302,8 @@ class Downloads:
     async def _supply(self, flight: Flight, piece: Piece) -> None:
         content = flight.content
         async with flight.turn:
+            if content.is_dropped and not content.held.total and content.snapshot is None:
+                raise Changed(f"{content.path} was replaced before it was read")
             if content.unproven is not None:
                 await self._follow_growth(flight, piece)
             if content.held.holds(piece.start, min(piece.end, content.size)):
@@ -290,26 +311,45 @@ class Downloads:
             if not self._is_staged(content.size) and await self._download(flight, piece):
                 return
             snapshot = self._links.kept(content)
-            if snapshot is None or snapshot.size != content.size:
+            if snapshot is None or snapshot.size < content.size:
                 self._mover.warm_up()
-                snapshot = await self._links.stage(content, flight.note)
+                snapshot = await self._stage(flight)
         flight.note("downloading")
         began = trio.current_time()
         await self._read(flight, piece, snapshot)
         flight.note_rate(piece.end - piece.start, trio.current_time() - began)
 
+    async def _stage(self, flight: Flight) -> Snapshot:
+        """Once more, if the name changed under the server's hands by our own rename."""
+        content = flight.content
+        while True:
+            path = content.path
+            try:
+                return await self._links.stage(content, flight.note)
+            except (NotFound, StagingFailed, Changed):
+                if content.path == path:
+                    raise
+                log.info("%s became %s while it was staged", path, content.path)
+
     async def _download(self, flight: Flight, piece: Piece) -> bool:
-        """The whole by one call. A body of another length belongs to another version: the
-        fingerprint is observed anew, *before* the next call. False if it is to be staged now."""
+        """The whole by one call. A body of another length belongs to another version, whose
+        fingerprint is observed *before* the next call; a longer one of the same inode has grown,
+        and what was listed is its beginning. False if it is to be staged now."""
         content = flight.content
         flight.note("downloading")
         for _ in range(VERSIONS):
-            async with self._workplace.reaching(content.path, Route.COMMAND) as path:
-                body = await self._cluster.download(path)
-            if len(body) == content.size:
+            try:
+                async with self._workplace.reaching(content.path, Route.COMMAND) as path:
+                    body = await self._cluster.download(path)
+            except TooLarge:
+                body = None
+            if body is not None and len(body) == content.size:
                 piece.write(0, body)
                 return True
-            stat = await self._catalog.stat(content.path)
+            stat = await self._catalog.stat(content.path, follow=True)
+            if body is not None and has_grown(content, stat, len(body)):
+                piece.write(0, body[: content.size])
+                return True
             if stat.kind is not Kind.FILE or content.held.total:
                 break
             log.info("%s changed while it was read", content.path)
@@ -342,20 +382,25 @@ class Downloads:
         content = flight.content
         end = min(piece.end, content.size)
         losses = renewals = 0
+        is_over = False
         while piece.at < end:
             before = piece.at
             try:
+                if is_over:
+                    snapshot, is_over = await self._renew(flight, snapshot), False
                 found = await self._fetch(content, piece, snapshot, end)
-                if found.total_size not in {None, content.size} or piece.at < end:
+                if found.total_size not in {None, snapshot.size} or piece.at < end:
                     raise Changed(f"{content.path}: the staged object is another one")
             except LinkExpired:
                 renewals = 1 if piece.at > before else renewals + 1
                 if renewals > RENEWALS:
                     raise
-                snapshot = await self._renew(flight, snapshot)
+                is_over = True
             except F7tfsError as error:
                 losses = 1 if piece.at > before else losses + 1
-                if not error.transient or losses > LOSSES:
+                hopeless = not error.transient or isinstance(error, NoLocalSpace)
+                stalled = isinstance(error, Stalled) and piece.at == before
+                if hopeless or stalled or losses > LOSSES:
                     raise
                 log.info("%s: %s; going on at byte %d", content.path, error, piece.at)
                 await trio.sleep(min(2.0 ** (losses - 1), 30.0))
@@ -366,7 +411,7 @@ class Downloads:
         async with flight.turn:
             if content.snapshot is old or content.snapshot is None:
                 log.info("%s: its link has ended; it is staged again", content.path)
-                return await self._links.stage(content, flight.note)
+                return await self._stage(flight)
             return content.snapshot
 
     async def _fetch(
@@ -383,8 +428,3 @@ class Downloads:
         return await self._storage.fetch(
             snapshot.link, lambda data: piece.write(piece.at, data), start=at, length=end - at
         )
-
-
-def _is_racy(content: CacheFile) -> bool:
-    seen = content.fingerprint.ctime or content.fingerprint.mtime
-    return abs(time.time() - seen) < RACY + 1

@@ -7,7 +7,8 @@ import time
 import msgspec
 import trio
 
-from f7tfs.content.cache import BLOCK, Cache, CacheFile
+from f7tfs.content.cache import BLOCK, Cache
+from f7tfs.content.cachefile import CacheFile
 from f7tfs.content.extents import Extents
 from f7tfs.errors import F7tfsError
 
@@ -35,7 +36,8 @@ class Flight:
         self.pending = Extents()
         self.active = 0  # pieces under way
         self._is_quick = False
-        self.failure: F7tfsError | None = None
+        self.is_ending = False  # nothing is begun any more
+        self._failures: list[tuple[int, int, F7tfsError]] = []
         self.turn = trio.Lock()  # who stages, or proves, or downloads the whole
 
     def note(self, state: str) -> None:
@@ -47,14 +49,30 @@ class Flight:
         if size >= 4 * BLOCK:
             self._is_quick = size > QUICK * seconds
 
+    def fail(self, start: int, end: int, error: F7tfsError) -> None:
+        """This range does not come, as long as the flight lasts."""
+        self._failures.append((start, end, error))
+
+    def failure_in(self, start: int, end: int) -> F7tfsError | None:
+        """What kept a range from coming."""
+        for first, last, error in self._failures:
+            if first < end and start < last:
+                return error
+        return None
+
     def missing(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Neither here nor on its way."""
-        held = self.content.held.gaps(start, end)
-        return [gap for range_ in held for gap in self.pending.gaps(*range_)]
+        """Neither here, nor on its way, nor failed."""
+        found = self.content.held.gaps(start, end)
+        failed = Extents((first, last) for first, last, _ in self._failures)
+        for others in (self.pending, failed):
+            found = [gap for range_ in found for gap in others.gaps(*range_)]
+        return found
 
     def next_piece(self, parallel: int) -> tuple[int, int, bool] | None:
         """(start, end, urgent) of what should be begun now. What somebody waits for is begun
         whatever else is under way; the rest, `parallel` pieces at a time."""
+        if self.is_ending:
+            return None
         size = self.content.size
         parallel, largest = (2, PIECE) if self._is_quick else (parallel, PIECE // 4)
         later: tuple[int, int, bool] | None = None
@@ -62,7 +80,7 @@ class Flight:
             start, until = goal.start // BLOCK * BLOCK, min(goal.until, size)
             for first, last in self.missing(start, until):
                 piece = first, min(last, first + largest)
-                if first < min(goal.end, start + 2 * BLOCK):
+                if first < goal.end:
                     return (*piece, True)
                 # The window moves on with every read: large ranges are worth waiting for.
                 worthwhile = last < until or until == size or last - first >= largest
@@ -75,13 +93,15 @@ class Flight:
 class Piece:
     """One range on its way, and the room that was promised for what has not arrived of it."""
 
-    def __init__(self, cache: Cache, content: CacheFile, start: int, end: int) -> None:
+    def __init__(
+        self, cache: Cache, content: CacheFile, start: int, end: int, *, must: bool = False
+    ) -> None:
         """Raises NoLocalSpace."""
         self._cache = cache
         self._content = content
         self.start, self.end = start, end
         self.at = start  # what arrived, in order
-        cache.promise(content, end - start)
+        cache.promise(content, end - start, must=must)
         self._left = end - start
 
     def write(self, offset: int, data: bytes) -> None:

@@ -16,9 +16,10 @@ import trio
 from f7tfs.api.port import Cluster, Phase, Progress, Route, Ticket
 from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
-from f7tfs.content.cache import Cache, CacheFile, Snapshot
+from f7tfs.content.cache import Cache
+from f7tfs.content.cachefile import CacheFile, Snapshot
 from f7tfs.errors import Changed, F7tfsError, LinkExpired
-from f7tfs.model import Kind
+from f7tfs.model import Kind, Stat
 from f7tfs.transfers.follow import follow, staging_failed, staging_pause
 from f7tfs.transfers.workplace import Workplace
 
@@ -62,28 +63,35 @@ class Links:
         """Stage the version that `content` is of. Raises Changed if another one is there and
         bytes of the old one were seen already; StagingFailed, Stalled and what the calls raise."""
         for _ in range(VERSIONS):
-            if content.held.total or content.snapshot is not None:
+            was_read = content.held.total > 0 or content.snapshot is not None
+            if was_read:
                 await self._require_unchanged(content)
             snapshot = await self._stage_once(content, state)
-            if snapshot.size == content.size:
-                self._cache.retire(content)
-                content.snapshot = snapshot
-                self._cache.label(content)
-                return snapshot
+            if was_read:  # and not replaced while it was copied
+                await self._require_unchanged(content)
+            if snapshot.size == content.size or (was_read and snapshot.size > content.size):
+                return self._keep(content, snapshot)
+            stat = await self._catalog.stat(content.path, follow=True)
+            if has_grown(content, stat, snapshot.size):
+                return self._keep(content, snapshot)
             await self._withdraw(snapshot)
-            if content.held.total:
-                break
-            stat = await self._catalog.stat(content.path)
-            if stat.kind is not Kind.FILE:
+            if content.held.total or stat.kind is not Kind.FILE:
                 break
             log.info("%s changed while it was read", content.path)
             self._cache.restart(content, stat.fingerprint)
         raise Changed(f"{content.path} changes faster than it can be read")
 
+    def _keep(self, content: CacheFile, snapshot: Snapshot) -> Snapshot:
+        self._cache.retire(content)
+        content.snapshot = snapshot
+        self._cache.label(content)
+        return snapshot
+
     async def _require_unchanged(self, content: CacheFile) -> None:
         """What is staged anew must be what the bytes that are here came from."""
         stat = await self._catalog.stat(content.path, follow=True)
-        if not stat.fingerprint.agrees(content.fingerprint, ignore_ctime=True):
+        same = stat.fingerprint.agrees(content.fingerprint, ignore_ctime=True)
+        if not same and not has_grown(content, stat, content.size):
             raise Changed(f"{content.path} is another file than the one that was opened")
 
     async def _stage_once(self, content: CacheFile, state: Callable[[str], None]) -> Snapshot:
@@ -139,3 +147,10 @@ class Links:
             await self._cluster.withdraw(msgspec.json.decode(snapshot.ticket, type=Ticket))
         except (F7tfsError, msgspec.DecodeError) as error:
             log.debug("a staged object stays until it expires: %s", error)
+
+
+def has_grown(content: CacheFile, stat: Stat, size: int) -> bool:
+    """Whether the file that `content` is of is the same inode still, and only longer than it was
+    listed: then what was fetched of it, `size` bytes, begins with the listed version."""
+    same = content.fingerprint.ino is not None and content.fingerprint.ino == stat.ino
+    return same and content.size <= size <= stat.size

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from f7tfs.content.cache import Cache, CacheFile
+from f7tfs.content.cache import Cache
+from f7tfs.content.cachefile import CacheFile
 from f7tfs.content.disk import Disk
 from f7tfs.content.spool import RESERVE, Spool, SpoolEntry, State
 from f7tfs.errors import Changed, NoLocalSpace, Unreachable
@@ -106,10 +107,13 @@ class Shared:
 
     def use_content(self) -> CacheFile:
         """The version that was opened, arriving or complete; pinned until the last close."""
-        if self.content is None or self.content.failure is not None:
-            if self.content is not None:
-                self._floors.cache.unpin(self.content)
-                self.content = None
+        content = self.content
+        if content is not None and content.failure is not None:
+            if content.held.total:  # bytes of it were seen: no others follow them
+                raise content.failure.again()
+            self._floors.cache.unpin(content)
+            self.content = None
+        if self.content is None:
             if self.path is None or self.is_replaced or self.attributes is None:
                 raise Changed("the file that was opened is gone, and its content was not fetched")
             self.content = self._floors.downloads.content(self.path, self.attributes)
@@ -184,11 +188,11 @@ class Shared:
             await self._floors.disk.copy(self.entry.fd, entry.fd, self.entry.size)
             return
         content = self.content if self.content is not None else self.use_content()
-        if not content.is_complete:
+        async with contextlib.AsyncExitStack() as held:
             with self._floors.callers.interruptible(pid):
-                await self._floors.downloads.all_of(content)
-        self._floors.reserve(content.size)
-        await self._floors.disk.copy(content.fd, entry.fd, content.size)
+                fd = await held.enter_async_context(self._floors.downloads.all_of(content))
+            self._floors.reserve(content.size)
+            await self._floors.disk.copy(fd, entry.fd, content.size)
 
     def close(self) -> None:
         self._detach_entry()
@@ -238,14 +242,21 @@ class RemoteHandle:
             self._read_no_more()
             self._reads = content
         if not content.is_complete:
-            until = self._window.note(offset, size)
-            self._floors.downloads.ahead(content, self, offset, size, until)
-            if not content.has(offset, size):
-                with self._floors.callers.interruptible(self._pid):
-                    await self._floors.downloads.need(content, self, offset, size, until)
-                if shared.entry is not None:  # written to while we waited
-                    return os.pread(shared.entry.fd, size, offset)
+            await self._arrive(content, offset, size)
+            if shared.entry is not None:  # written to while we waited
+                return os.pread(shared.entry.fd, size, offset)
+        told = shared.attributes.size if shared.attributes is not None else content.size
+        if content.size > told:
+            # The kernel knows the size that was listed: it would take the beginning for the file.
+            raise Changed("the file was replaced by a longer one after it was listed")
         return content.read(offset, size)
+
+    async def _arrive(self, content: CacheFile, offset: int, size: int) -> None:
+        until = self._window.note(offset, size)
+        self._floors.downloads.ahead(content, self, offset, size, until)
+        if not content.has(offset, size):
+            with self._floors.callers.interruptible(self._pid):
+                await self._floors.downloads.need(content, self, offset, size, until)
 
     def _read_no_more(self) -> None:
         if self._reads is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-import time
 from collections.abc import Mapping
 
 import trio
@@ -20,7 +19,6 @@ from f7tfs.content.times import Times
 from f7tfs.errors import (
     Changed,
     Exists,
-    NameNotSupported,
     NotFound,
     NotPermitted,
     Offline,
@@ -38,11 +36,11 @@ from f7tfs.tree.permissions import SEARCH, WRITE, permits, require, require_open
 from f7tfs.tree.renaming import Renaming
 from f7tfs.tree.sniffing import Sniffing, SniffingHandle
 from f7tfs.tree.temporaries import is_temporary
+from f7tfs.tree.versions import Versions
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
 from f7tfs.tree.xattrs import attributes_of_clean, attributes_of_entry
 
 log = logging.getLogger("f7tfs.tree")
-GROWING = 60.0  # seconds since the last change within which a file may be a log that grows
 OUTSIDE = ".f7tfs/outside"  # where symlinks that leave the mount lead: nothing can be opened there
 
 
@@ -69,6 +67,7 @@ class RemoteWing(Wing):
         self._identity = identity
         self._root = root
         self._looks = Looks(identity, times)
+        self._versions = Versions(catalog, floors)
         self._open: dict[int, Shared] = {}  # by inode number
         self._renaming = Renaming(
             catalog, namespace, removals, times, floors, workplace, self.is_temporary
@@ -173,7 +172,7 @@ class RemoteWing(Wing):
                 if self._catalog.is_offline and not wants_writing(flags):
                     self._require_here(node, path, attributes)
                 if not caller.sniffs:
-                    attributes = await self._with_inode_if_growing(path, attributes)
+                    attributes = await self._versions.with_inode_if_growing(path, attributes)
                 entry = self._floors.spool.at(path)
             else:
                 attributes = None
@@ -188,7 +187,7 @@ class RemoteWing(Wing):
                 self._open[node.ino] = shared
             if entry is not None:
                 shared.attach(entry)
-            elif attributes is not None and await self._is_other(shared, attributes):
+            elif attributes is not None and await self._versions.is_other(shared, attributes):
                 # The kernel looks the name up again and finds the new inode.
                 self._catalog.put(path, attributes)
                 raise Changed(f"{path} was replaced on the cluster")
@@ -217,39 +216,12 @@ class RemoteWing(Wing):
         if content is None and node.ino not in self._open and attributes.size > 0:
             raise Offline(f"{path} is not in the cache, and the cluster cannot be reached")
 
-    async def _with_inode_if_growing(self, path: RemotePath, attributes: Attributes) -> Attributes:
-        """Of a file that is likely still being written, only the inode can prove later that it is
-        the same one and grew."""
-        if attributes.ino is not None or abs(time.time() - attributes.mtime) > GROWING:
-            return attributes
-        try:
-            return self._catalog.attributes_of(await self._catalog.stat(path))
-        except (NameNotSupported, Unreachable):
-            return attributes
-
-    async def _is_other(self, shared: Shared, attributes: Attributes) -> bool:
-        """Whether the cluster has another file under the name than the one that is open. A version
-        of which nothing was read yet is exchanged; one that only grew is shown, if the inode
-        proves that it is the same file."""
-        opened = shared.version()
-        if opened is None or opened.agrees(attributes.fingerprint, ignore_ctime=True):
-            return False
-        if shared.content is None and shared.entry is None:
-            shared.show(attributes)
-            return False
-        if shared.path is not None and opened.ino and attributes.size >= opened.size:
-            now = await self._catalog.stat(shared.path)
-            if now.ino == opened.ino and now.size >= opened.size:
-                shared.show(self._catalog.attributes_of(now))
-                return False
-        return True
-
     async def let_go_if_replaced(self, node: Node, look: Look) -> bool:
         shared = self._open.get(node.ino)
         if shared is None or shared.path is None or shared.version() is None:
             return False
         attributes = self._catalog.peek(shared.path)
-        if attributes is None or not await self._is_other(shared, attributes):
+        if attributes is None or not await self._versions.is_other(shared, attributes):
             return False
         shared.is_replaced = True
         return True
@@ -259,7 +231,7 @@ class RemoteWing(Wing):
             if which.path is not None and not which.is_replaced:
                 known = self._catalog.peek(which.path)
                 if known is not None and known.kind is Kind.FILE:
-                    await self._is_other(which, known)
+                    await self._versions.is_other(which, known)
 
         def released(which: Shared) -> None:
             if self._open.get(node.ino) is which:

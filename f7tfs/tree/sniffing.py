@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from f7tfs.content.cache import CacheFile
+from f7tfs.content.cachefile import CacheFile
 from f7tfs.errors import F7tfsError, Interrupted
 from f7tfs.transfers.heads import Heads
 from f7tfs.tree.handles import RemoteHandle
