@@ -148,7 +148,8 @@ class Downloads:
         except Exception as error:
             if isinstance(error, F7tfsError):
                 failure = error
-                log.warning("download of %s: %s", content.path, error)
+                level = logging.DEBUG if error.quiet else logging.WARNING
+                log.log(level, "download of %s: %s", content.path, error)
             elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 failure = NoLocalSpace("the disk that holds the cache is full")
             else:
