@@ -360,7 +360,7 @@ def test_the_api_is_away_for_a_while(
     far.write("known", b"known")
     far.write("unknown", b"unknown")
     mount = mount_with(patience=1, listing_ttl=30)
-    mount.announce(NETWORK, "EHOSTUNREACH", "EAGAIN", "EIO")
+    mount.announce(NETWORK, "EHOSTUNREACH", "EAGAIN", "EIO", " offline: ")
     assert mount.call((mount.path / "known").read_bytes) == b"known"
     simulator.faults([{"match": "*", "times": None, "action": {"drop": "before"}}])
     mount.call((mount.path / "queued").write_bytes, SMALL)
@@ -382,7 +382,7 @@ def test_cp_while_the_api_is_away(
 ) -> None:
     """Offline: "writes queue", also through cp, which opens with O_EXCL."""
     mount = mount_with(patience=1)
-    mount.announce(NETWORK, "EHOSTUNREACH")
+    mount.announce(NETWORK, "EHOSTUNREACH", " offline: ")
     mount.run("ls mnt")
     simulator.faults([{"match": "*", "times": None, "action": {"drop": "before"}}])
     put(mount, "queued", SMALL)

@@ -243,7 +243,8 @@ class Downloads:
         try:
             await self._supply(flight, piece)
         except F7tfsError as trouble:
-            log.warning("download of %s: %s", content.path, trouble)
+            level = logging.DEBUG if trouble.quiet else logging.WARNING
+            log.log(level, "download of %s: %s", content.path, trouble)
             error = trouble
         except Exception as trouble:
             if isinstance(trouble, OSError) and trouble.errno in {errno.ENOSPC, errno.EDQUOT}:
