@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -60,45 +60,71 @@ def test_kill_right_after_cp(mount: Mount, far: Any, content: bytes) -> None:
     finish(mount, far, {"file": content})
 
 
-CRASH_POINTS = [
-    ("small", "POST /utilities/upload"),
-    ("small", "GET /utilities/stat"),
-    ("small", "PUT /utilities/rename"),
-    ("staged", "POST /storage/xfer-external/upload"),
-    ("staged", "GET /tasks"),
-    ("staged", "object-store POST"),
-    ("staged", "GET /utilities/checksum"),
-    ("staged", "PUT /utilities/rename"),
-]
-
-
-@pytest.mark.parametrize(
-    ("size", "call", "target"),
-    [(*point, "new") for point in CRASH_POINTS]
-    + [
-        (*point, "existing")
-        for point in CRASH_POINTS
-        if "rename" in point[1] or point[0] == "small"
+# (size, call that is held, target). Each file has a directory of its own, by whose name its call is
+# told; a daemon makes four calls at once, so three are held together. What cannot be told apart
+# has a daemon of its own.
+CRASH_POINTS = {
+    "small": [
+        ("small", "POST /utilities/upload", "new"),
+        ("small", "GET /utilities/stat", "new"),
+        ("small", "PUT /utilities/rename", "new"),
     ],
-)
-def test_kill_during_an_upload(
-    mount: Mount, far: Any, simulator: Simulator, size: str, call: str, target: str
-) -> None:
+    "small-existing": [
+        ("small", "POST /utilities/upload", "existing"),
+        ("small", "GET /utilities/stat", "existing"),
+        ("small", "PUT /utilities/rename", "existing"),
+    ],
+    "staged": [
+        ("staged", "POST /storage/xfer-external/upload", "new"),
+        ("staged", "GET /utilities/checksum", "new"),
+        ("staged", "PUT /utilities/rename", "new"),
+    ],
+    "staged-existing": [("staged", "PUT /utilities/rename", "existing")],
+    "tasks": [("staged", "GET /tasks", "new")],
+    "object-store": [("staged", "object-store POST", "new")],
+}
+
+
+def own(call: str, folder: str) -> str:
+    """What tells a call about our temporary in one directory, where anything does."""
+    if call.startswith(("GET /tasks", "object-store")):
+        return ""
+    return f"{folder}&" if call.endswith("utilities/upload") else f"{folder}/.f7tfs-"
+
+
+@pytest.mark.parametrize("points", CRASH_POINTS)
+def test_kill_during_an_upload(mount: Mount, far: Any, simulator: Simulator, points: str) -> None:
     """Writing: "A crash at any point is resumed or repeated from the journal"."""
-    content = SMALL if size == "small" else BIG
-    if target == "existing":
-        far.write("file", b"old")
-        assert mount.call((mount.path / "file").read_bytes) == b"old"
-    (mount.folder / "source").write_bytes(content)
-    ident = hold(simulator, call, where="" if call.startswith(("GET /tasks", "obj")) else ".f7tfs-")
-    put(mount, "file", content)
-    reached(simulator, ident, call)
-    if target == "existing":
-        assert far.read("file") == b"old"  # nobody sees half of it
+    cases = CRASH_POINTS[points]
+    wanted: dict[str, bytes] = {}
+    held: dict[int, str] = {}
+    for number, (size, _, target) in enumerate(cases):
+        folder = f"at-{number}"
+        far.mkdir(folder)
+        if target == "existing":
+            far.write(f"{folder}/file", b"old")
+        wanted[f"{folder}/file"] = SMALL if size == "small" else BIG
+    mount.run("cat mnt/*/file; ls -l mnt/*")  # what is there is known
+    for number, (_, call, _) in enumerate(cases):
+        held[hold(simulator, call, where=own(call, f"at-{number}"))] = f"{call} of {number}"
+    for name, content in wanted.items():
+        put(mount, name, content)
+    for ident, what in held.items():
+        reached(simulator, ident, what)
+    for name, (_, _, target) in zip(wanted, cases, strict=True):
+        if target == "existing":
+            assert far.read(name) == b"old"  # nobody sees half of it
     mount.kill()
     simulator.clear_faults()
     mount.start()
-    finish(mount, far, {"file": content})
+    mount.sync()
+    for name, content in wanted.items():
+        assert far.names(name.partition("/")[0]) == {"file"}
+        assert far.read(name) == content, name
+        assert mount.call((mount.path / name).read_bytes) == content
+    assert far.names() == {name.partition("/")[0] for name in wanted}
+    leave_tidy(mount)
+    assert far.all_litter() == []
 
 
 @pytest.mark.parametrize("call", ["POST /utilities/upload", "PUT /utilities/rename"])
@@ -234,6 +260,25 @@ def test_a_damaged_journal_is_set_aside(mount: Mount, far: Any) -> None:
 # Lost replies: executed, and nobody was told.
 
 
+@pytest.fixture(scope="module")
+def kept_mount(session_place: Place) -> Iterator[Mount]:
+    """One daemon for tests that need no fresh one."""
+    with session_place.mount(session_place.directory) as mount:
+        mount.start()
+        before = mount.descriptors()
+        yield mount
+        leave_tidy(mount, before)
+
+
+@pytest.fixture
+def kept(kept_mount: Mount) -> Iterator[Mount]:
+    kept_mount.announce(NETWORK)
+    yield kept_mount
+    kept_mount.sync()
+    kept_mount.assert_nothing_left()
+    kept_mount.assert_quiet()
+
+
 @pytest.mark.parametrize("how", ["before", "after"])
 @pytest.mark.parametrize(
     ("call", "command", "names"),
@@ -249,16 +294,24 @@ def test_a_damaged_journal_is_set_aside(mount: Mount, far: Any) -> None:
     ],
 )
 def test_lost_replies(
-    mount: Mount, far: Any, simulator: Simulator, call: str, command: str, names: set[str], how: str
+    kept: Mount,
+    place: Place,
+    far: Any,
+    simulator: Simulator,
+    call: str,
+    command: str,
+    names: set[str],
+    how: str,
 ) -> None:
     """Metadata: "No call that changes something is ever resent blindly: after a lost reply …
     first look …, then decide". The user sees success, once."""
-    mount.announce(NETWORK)
+    folder = os.path.relpath(far.directory, place.directory)
     far.write("file", b"content", 0o600)
     far.mkdir("dir")
-    mount.run("ls -l mnt")
+    kept.refresh()
+    kept.run(f"ls -l mnt/{folder}")
     (ident,) = simulator.faults([{"match": call, "action": {"drop": how}}])
-    mount.run(command)
+    kept.run(command.replace("mnt/", f"mnt/{folder}/"))
     assert simulator.fired()[ident] == 1
     assert far.names() == names
     for name in names & {"file", "new"}:
@@ -271,31 +324,37 @@ def test_lost_replies(
 
 
 @pytest.mark.parametrize("how", ["before", "after"])
-@pytest.mark.parametrize(
-    ("content", "call"),
-    [
+def test_lost_replies_of_an_upload(mount: Mount, far: Any, simulator: Simulator, how: str) -> None:
+    """Writing: right bytes, one file, no litter, whatever reply was lost."""
+    cases = [
         (SMALL, "POST /utilities/upload"),
         (SMALL, "PUT /utilities/rename"),
         (SMALL, "PUT /utilities/chmod"),
         (BIG, "POST /storage/xfer-external/upload"),
         (BIG, "object-store POST"),
         (BIG, "PUT /utilities/rename"),
-    ],
-)
-def test_lost_replies_of_an_upload(
-    mount: Mount, far: Any, simulator: Simulator, content: bytes, call: str, how: str
-) -> None:
-    """Writing: right bytes, one file, no litter, whatever reply was lost."""
+    ]
     mount.announce(NETWORK)
-    far.write("file", b"old", 0o600)
-    (ident,) = simulator.faults([{"match": call, "action": {"drop": how}}])
-    put(mount, "file", content)
-    mount.run("chmod 604 mnt/file")
+    idents = []
+    for number, (_, call) in enumerate(cases):
+        far.mkdir(f"lost-{number}")
+        far.write(f"lost-{number}/file", b"old", 0o600)
+        rule = {"match": call, "where": own(call, f"lost-{number}"), "action": {"drop": how}}
+        (ident,) = simulator.faults([rule])
+        idents.append(ident)
+    for number, (content, _) in enumerate(cases):
+        put(mount, f"lost-{number}/file", content)
+        mount.run(f"chmod 604 mnt/lost-{number}/file")
     mount.sync()
-    assert simulator.fired()[ident] <= 1
-    assert far.names() == {"file"}
-    assert far.read("file") == content
-    assert far.mode("file") == 0o604
+    fired = simulator.fired()
+    assert [fired[ident] for ident in idents] == [1] * len(idents)
+    for number, (content, _) in enumerate(cases):
+        folder = f"lost-{number}"
+        assert far.names(folder) == {"file"}
+        assert far.read(f"{folder}/file") == content
+        assert far.mode(f"{folder}/file") == 0o604
+    leave_tidy(mount)
+    assert far.all_litter() == []
 
 
 # Errors of the API and of the object store.
@@ -346,8 +405,8 @@ def test_a_bad_object_store(
             {"match": "object-store POST", "times": 2, "action": action},
         ]
     )
+    put(mount, "up", BIG)  # it travels while the other is read
     assert mount.call((mount.path / "down").read_bytes) == BIG
-    put(mount, "up", BIG)
     mount.sync()
     assert far.read("up") == BIG
 
@@ -393,7 +452,7 @@ def test_cp_while_the_api_is_away(
 
 def test_short_lived_tokens(own_simulator: Callable[..., Place]) -> None:
     """Failure: tokens that expire all the time are renewed; nobody notices."""
-    place = own_simulator(token_lifetime=2)
+    place = own_simulator(token_lifetime=1)
     far = place.far(place.directory)
     with place.mount(place.directory) as mount:
         mount.start()
@@ -410,7 +469,7 @@ def _expired(place: Place) -> bool:
     """A token made when this was first asked is no longer accepted."""
     simulator = place.simulator
     assert simulator is not None
-    token = _tokens.setdefault(simulator.url, simulator.mint(lifetime=2))
+    token = _tokens.setdefault(simulator.url, simulator.mint(lifetime=1))
     status, _, _ = simulator.api("GET", "/status/parameters", token=token)
     if status == 401:
         del _tokens[simulator.url]
@@ -476,3 +535,68 @@ def test_a_full_quota(mount: Mount, far: Any, simulator: Simulator) -> None:
     mount.call((mount.path / ".f7tfs/retry").write_text, "\n")
     mount.sync()
     assert far.read("file") == SMALL
+
+
+def test_a_full_quota_under_a_staged_upload(mount: Mount, far: Any, simulator: Simulator) -> None:
+    """Where v1 and v2 differ: v1's 115 comes without a word and is tried again by the server: the
+    reason shows, the content is kept, and it heals by itself once there is room."""
+    simulator.room(1 << 20)
+    try:
+        put(mount, "file", BIG)
+        wait_until(lambda: "115" in (mount.uploads()["items"][0]["error"] or ""), "the reason")
+        (item,) = mount.uploads()["items"]
+        assert "quota or disk full" in item["error"]
+        assert item["state"] == "uploading"
+        assert b"115" in mount.call(os.getxattr, mount.path / "file", "user.f7tfs.error")
+        assert "115" in mount.f7tfs("status", str(mount.path)).stdout
+        assert mount.call((mount.path / "file").read_bytes) == BIG
+        assert [one.read_bytes() for one in mount.spool_files()] == [BIG]
+        assert far.names() == set()
+    finally:
+        simulator.room(None)
+    finish(mount, far, {"file": BIG})
+
+
+def test_a_task_that_somebody_invalidates(own_simulator: Callable[..., Place]) -> None:
+    """Failure: "a transfer that somebody cancels … is tried again with a new one". The old task
+    heals all the same (v1 FACTS §6), under a name that nobody uses any more."""
+    place = own_simulator(staging_interval=3600)
+    far, simulator = place.far(place.directory), place.simulator
+    assert simulator is not None
+
+    def posts() -> int:
+        return int(simulator.calls()["object_store"]["POST"])
+
+    with place.mount(place.directory) as mount:
+        mount.start()
+        mount.announce("again in")
+        put(mount, "file", BIG)
+        simulator.room(0)
+
+        def failed() -> list[str]:
+            simulator.sweep()  # 115, once the object is there
+            tasks = simulator.api("GET", "/tasks")[2]["tasks"]
+            return [one for one, task in tasks.items() if task["status"] == "115"]
+
+        (ident,) = wait_until(failed, "the server to fail")
+        status, _, _ = simulator.api(
+            "POST", "/storage/xfer-external/invalidate", headers={"X-Task-Id": ident}
+        )
+        assert status == 201
+        wait_until(lambda: posts() == 2, "the next attempt")
+        assert "somebody cancelled its transfer" in mount.log()
+        simulator.room(None)
+
+        def arrived() -> bool:
+            simulator.sweep()  # both are brought: the old one heals
+            return not mount.uploads()["items"]
+
+        wait_until(arrived, "the next attempt to arrive")
+        assert far.read("file") == BIG
+        assert far.names() == {"file"}
+        mount.restart()
+        wait_until(
+            lambda: not [one for one in far.litter() if not far.is_directory(one)],
+            "the healed temporary to be swept",
+        )
+        mount.assert_quiet()
