@@ -13,6 +13,7 @@ that lead to them are shown without asking: the cluster may not even let us.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 
@@ -46,6 +47,7 @@ from f7tfs.zone import ClusterZone
 log = logging.getLogger("f7tfs.catalog")
 DIRECTORIES = 20_000  # listings kept
 LESSONS = 3  # stats that one listing may cost to learn the zone
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 HIDDEN_PREFIX = ".f7tfs-"  # names of our own making on the cluster
 JOB_LOG = ".f7t_file_handling_job_"  # how v2's transfer jobs name their logs (v2 FACTS §7)
 
@@ -90,6 +92,7 @@ class Catalog:
         self._stale_max = stale_max
         self._listings: LRUCache[RemotePath, Listing] = LRUCache(DIRECTORIES)
         self._single: LRUCache[RemotePath, tuple[Attributes, float]] = LRUCache(DIRECTORIES)
+        self._literal: LRUCache[tuple[RemotePath, int, int], bool] = LRUCache(DIRECTORIES)
         self._flights: dict[RemotePath, _Flight] = {}
         self._anchors = frozenset(
             one for one in anchors if not any(one != a and is_within(one, a) for a in anchors)
@@ -326,7 +329,8 @@ class Catalog:
             listed = await self._cluster.list_directory(directory)
             await self._learn_zone(directory, listed)
             listing = Listing({}, asked)
-            for one in listed:
+            for shown in listed:
+                one = await self._as_meant(directory, shown, listing.entries)
                 if one.name in listing.entries:
                     # A literal backslash beside the escape that reads like it (v1 FACTS §4).
                     log.warning("two names in %s read as %r; one is hidden", directory, one.name)
@@ -354,6 +358,40 @@ class Catalog:
         finally:
             del self._flights[directory]
             flight.done.set()
+
+    async def _as_meant(
+        self, directory: RemotePath, one: Listed, known: Mapping[str, Attributes]
+    ) -> Listed:
+        """An escape, or a backslash that is in the name: a stat tells, where both can be asked for.
+        Not of letters beyond ASCII, which a POSIX locale escapes by the dozen."""
+        if not one.ambiguous or not _CONTROL.search(one.name):
+            return one
+        meant, literal = join(directory, one.name), join(directory, one.literal)
+        if not all(self._cluster.carries(path, Route.COMMAND) for path in (meant, literal)):
+            return one
+        key = (meant, one.local_mtime, one.size)
+        if one.name not in known and key not in self._literal:
+            try:
+                self._literal[key] = await self._is_literal(one, meant, literal)
+            except F7tfsError as error:
+                log.debug("%s may have another name: %s", meant, error)
+        if one.name in known or self._literal.get(key):
+            return msgspec.structs.replace(one, name=one.literal, ambiguous=False)
+        return one
+
+    async def _is_literal(self, one: Listed, meant: RemotePath, literal: RemotePath) -> bool:
+        """Where both are there, two entries of the listing read alike; each has its own size."""
+        found: list[Stat | None] = []
+        for path in (meant, literal):
+            try:
+                stat = await self._cluster.stat(path)
+            except NotFound:
+                found.append(None)
+                continue
+            if (stat.kind, stat.size) == (one.kind, one.size):
+                return path == literal
+            found.append(stat)
+        return found[0] is None and found[1] is not None
 
     async def _learn_zone(self, directory: RemotePath, listed: list[Listed]) -> None:
         """One stat of the entry that changed last settles what the listing's clock means, and one

@@ -77,7 +77,8 @@ class Listed(msgspec.Struct, frozen=True):
     """One entry of a listing, as a dialect understood it.
 
     `name` is decoded from C escapes; `ambiguous` says that the escape may also have been a literal
-    backslash in the name, so that only a `stat` can tell (v1 FACTS §4). `local_mtime` is the
+    backslash in the name, so that only a `stat` can tell (v1 FACTS §4); the name is `literal` then.
+    `local_mtime` is the
     cluster's wall clock read as if it were UTC, in seconds: the listing carries no zone.
     """
 
@@ -91,6 +92,7 @@ class Listed(msgspec.Struct, frozen=True):
     target: str | None = None  # of a symlink
     has_acl: bool = False
     ambiguous: bool = False
+    literal: str = ""
 
 
 class Stat(msgspec.Struct, frozen=True):

@@ -152,6 +152,8 @@ REFUSED: dict[str, Call] = {
     "compress": lambda c: c.compress(CANARY, RemotePath("/h/a.tar")),
     "compress into": lambda c: c.compress(FINE, RemotePath(CANARY + ".tar")),
     "extract": lambda c: c.extract(RemotePath("/h/a.tar"), CANARY),
+    "extract backslash": lambda c: c.extract(RemotePath("/h/a.tar"), RemotePath("/h/a\\nb")),
+    "compress backslash": lambda c: c.compress(RemotePath("/h/a\\nb"), RemotePath("/h/a.tar")),
     "download": lambda c: c.download(CANARY),
     "head": lambda c: c.head(CANARY, 5),
     "tail": lambda c: c.tail(CANARY, 5),

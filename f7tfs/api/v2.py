@@ -240,9 +240,11 @@ class V2Cluster:
         return found[1].lower()
 
     async def compress(self, source: RemotePath, archive: RemotePath) -> None:
+        require(v2_names.carries_archive(source), source)
         await self._archive("compress", "tar c", archive, source, archive)
 
     async def extract(self, archive: RemotePath, directory: RemotePath) -> None:
+        require(v2_names.carries_archive(directory), directory)
         await self._archive("extract", "tar x", archive, archive, directory)
 
     # Content, small: one call.

@@ -72,6 +72,11 @@ def carries_job(*paths: str) -> bool:
     return carries_text(*paths) and not any(_JOB_FORBIDDEN.search(path) for path in paths)
 
 
+def carries_archive(directory: str) -> bool:
+    """tar undoes backslash escapes in the argument of its -C, and would be in another directory."""
+    return "\\" not in directory
+
+
 def carries_checksum(path: str) -> bool:
     """The server splits sha256sum's answer at white space (FACTS §3)."""
     return not any(letter.isspace() for letter in path)

@@ -69,6 +69,7 @@ def listed(entry: Entry, name: str) -> Listed | None:
         target=target,
         has_acl=has_acl,
         ambiguous=ambiguous,
+        literal=name if ambiguous else "",
     )
 
 

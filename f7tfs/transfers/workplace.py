@@ -81,6 +81,20 @@ def _tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def relocated(archive: bytes, prefix: str) -> bytes:
+    """The same archive, to be extracted `prefix` ("a/b") above."""
+    members = []
+    with tarfile.open(fileobj=io.BytesIO(archive), errors="surrogateescape") as opened:
+        for member in opened:
+            file = opened.extractfile(member) if member.isreg() else None
+            content = file.read() if file is not None else b""
+            member.name = f"{prefix}/{member.name}"
+            if member.islnk():
+                member.linkname = f"{prefix}/{member.linkname}"
+            members.append((member, content))
+    return _tar(*members)
+
+
 class Workplace:
     """Owns every name of our own making on the cluster; removes only those."""
 
@@ -104,6 +118,12 @@ class Workplace:
     async def extract(self, archive: bytes, directory: RemotePath) -> None:
         """Bring a small archive and extract it into `directory`. A failure says nothing certain
         about what was extracted (v1 FACTS §2: 502 for a refused member): callers look."""
+        base = directory
+        while "\\" in base:  # tar reads an escape in the name of its working directory
+            base = parent_of(base)
+        if base != directory:
+            archive = relocated(archive, directory[len(base.rstrip("/")) + 1 :])
+            directory = base
         async with self._turn:
             place = join(await self._place(directory), f"{HIDDEN_PREFIX}{self._mark}.tar")
             if parent_of(place) != self._directory:
