@@ -176,6 +176,7 @@ def capabilities_of(system: System, version: str, parallel_calls: int) -> Capabi
         link_lifetime=system.link_lifetime,
         parallel_calls=min(parallel_calls, MOST_CALLS),
         renames=False,
+        lists_trees=False,
     )
 
 
