@@ -259,6 +259,7 @@ class Flights:
         listing = listing_of(directory, listed, flight.asked, self._identity, self._zone)
         for name, changed in flight.changes.get(directory, {}).items():
             listing.change(name, changed)
+        listing.is_of_tree = flight.is_tree
         before = self.listings.get(directory)
         if before is not None:
             listing.keep_details(before)
@@ -322,6 +323,10 @@ class Flights:
         if root == "/" or root in self._trees or self._walks.is_refused(root, now=now):
             return False
         listing = self.listings.get(root)
+        if not self._cluster.carries(root, Route.COMMAND) or (
+            listing is not None and listing.is_of_tree and self.is_fresh(root)
+        ):
+            return False  # what is missing below was left out, and would be again
         if listing is not None:
             # What the children that were listed singly promise for the others.
             children = [

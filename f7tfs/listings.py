@@ -34,6 +34,7 @@ class Listing:
         self.entries = entries
         self.asked = asked
         self.raw: dict[str, int] = {}  # name → wall clock of its mtime, for learning the zone
+        self.is_of_tree = False  # it came by a recursive listing
         self.unproven: set[str] = set()  # names whose escapes may be literal: `Listed.ambiguous`
 
     def change(self, name: str, attributes: Attributes | None) -> None:
