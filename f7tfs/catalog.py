@@ -3,7 +3,8 @@
 One directory listing is one API call, and it answers every lookup, stat and readdir in it until
 its TTL ends. Askers share a listing that is under way; a listing older than its TTL but younger
 than `stale_max` is served while one refresh runs. What this mount changes by itself is visible
-at once, also when a listing that began before the change comes back after it. Who walks a tree is
+at once, also when a listing that began before the change comes back after it. While the API is
+away, what was seen last is shown, however old. Who walks a tree is
 served ahead (`walks`, `flights`).
 """
 
@@ -16,7 +17,7 @@ import msgspec
 import trio
 
 from f7tfs.api.port import Cluster, Route
-from f7tfs.errors import F7tfsError, NotADirectory, NotFound, PermissionDenied
+from f7tfs.errors import F7tfsError, NotADirectory, NotFound, PermissionDenied, Unreachable
 from f7tfs.flights import Flights
 from f7tfs.listings import HIDDEN_PREFIX as HIDDEN_PREFIX
 from f7tfs.listings import Listing, attributes_of
@@ -87,12 +88,16 @@ class Catalog:
         flight.hurry()
         await flight.done.wait()
         if flight.error is not None:
+            if known is not None and not fresh and isinstance(flight.error, Unreachable):
+                log.info("%s is shown as last seen: %s", directory, flight.error)
+                return known
             raise flight.error.again()
         assert flight.listing is not None
         return flight.listing
 
     async def attributes(self, path: RemotePath, *, fresh: bool = False) -> Attributes:
-        """What a name denotes, not following a symlink. Raises NotFound."""
+        """What a name denotes, not following a symlink. `fresh`: nothing older than the TTL, unless
+        the API is away. Raises NotFound."""
         directory = parent_of(path)
         if directory in self._way:
             return await self._waypoint(path)
@@ -106,6 +111,12 @@ class Catalog:
         except (PermissionDenied, NotADirectory):
             # A directory that may be searched but not read: ask for the one name.
             return self._remember_single(path, await self.stat(path))
+        except Unreachable:
+            seen = self.peek(path)
+            if seen is None:
+                raise
+            log.info("%s is opened as last seen", path)
+            return seen
         found = listing.entries.get(name_of(path))
         if found is None:
             raise NotFound(path)

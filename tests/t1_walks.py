@@ -921,3 +921,30 @@ def test_own_changes_are_seen_at_once(either: Simulator, home: Path) -> None:
         assert set(await catalog.listing(of(home))) == {"b", "d"}
 
     with_catalog(either, body)
+
+
+def test_while_the_api_is_away(either: Simulator, home: Path) -> None:
+    """Metadata: "open() never trusts a listing older than its TTL (offline: cached content is
+    served …)"; but nothing is decided by what is old (rmdir lists afresh or not at all)."""
+    (home / "file").write_bytes(b"123")
+
+    async def body(catalog: Catalog, _: Cluster) -> None:
+        await catalog.listing(of(home))
+        for age in (TTL + 1, STALE_MAX + 1):
+            jump(age)
+            either.faults([{"match": "*", "times": None, "action": {"drop": "before"}}])
+            assert (await catalog.attributes(of(home / "file"))).size == 3
+            assert (await catalog.attributes(of(home / "file"), fresh=True)).size == 3
+            assert set(await catalog.listing(of(home))) == {"file"}
+            with pytest.raises(Unreachable):
+                await catalog.listing(of(home), fresh=True)
+            with pytest.raises(Unreachable):
+                await catalog.attributes(of(home / "file" / "never-seen"))
+            either.clear_faults()
+            (home / "file").write_bytes(b"12345" + b"x" * int(age))
+            assert (await catalog.attributes(of(home / "file"), fresh=True)).size == 5 + int(age)
+            (home / "file").write_bytes(b"123")
+            catalog.forget(of(home / "file"))
+            await catalog.listing(of(home))
+
+    with_catalog(either, body, patience=0.3)
