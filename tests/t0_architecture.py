@@ -14,6 +14,8 @@ FLOORS = [
     {"errors", "model", "__init__"},
     {"zone"},
     {"content", "api"},
+    {"walks", "waypoints", "listings"},
+    {"flights"},
     {"catalog"},
     {"transfers"},
     {"tree"},

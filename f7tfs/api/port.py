@@ -39,6 +39,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     parallel_calls: int  # how many calls at once make sense
     joins: bool = False  # pieces of a file can be put together by a job of our own
     renames: bool = True  # there is a rename call; else a tar of one link, or `move_by_job`
+    lists_trees: bool = True  # recursive listings make sense
 
 
 class SystemStatus(msgspec.Struct, frozen=True):
@@ -168,7 +169,10 @@ class Cluster(Protocol):
 
     async def list_tree(self, path: RemotePath) -> list[tuple[str, Listed]]:
         """A recursive listing: (directory relative to `path`, entry). "" is `path` itself.
-        All or nothing: one unreadable subdirectory fails the whole (FACTS §4)."""
+        All or nothing: one unreadable subdirectory fails the whole, as do a name that reads like
+        an error, and more than the server's limits of size and time (v1 FACTS §2, §4). Symlinks
+        are not followed. Every part of every path is a sound name; an ambiguous directory is
+        marked where it is an entry. Unsupported unless `capabilities.lists_trees`."""
         ...
 
     async def stat(self, path: RemotePath, *, follow: bool = False) -> Stat: ...

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import trio
+
 from f7tfs.api import v1_names, v1_poisoned, v1_wire
 from f7tfs.api.breaker import Breaker
 from f7tfs.api.http import ApiClient
@@ -45,6 +47,7 @@ from f7tfs.model import (
 
 # The server never opens the source of an upload; its basename names the staged object (FACTS §6).
 STAGED_NAME = "content"
+SLICE = 1000  # entries of a recursive listing understood before other tasks have a turn
 
 
 class V1Cluster:
@@ -143,16 +146,23 @@ class V1Cluster:
 
     async def list_tree(self, path: RemotePath) -> list[tuple[str, Listed]]:
         """Without a trailing slash, as the names relative to the root were observed; so a symlink
-        to a directory is NotADirectory here."""
+        to a directory is NotADirectory here. Owners as numbers, as `list_directory` has them."""
         await self._check(path)
         if path == "/":
             raise Unsupported("a recursive listing of / is not asked for")
-        query = {"targetPath": path, "showhidden": "true", "recursive": "true"}
+        query = {
+            "targetPath": path, "showhidden": "true", "numericUid": "true", "recursive": "true",
+        }  # fmt: skip
         reply = await self._calls.fetch("/utilities/ls", query, f"ls -R {path}")
         found = v1_wire.entries(reply.body)
         if len(found) == 1 and found[0].name.startswith("/"):
             raise NotADirectory(f"ls -R {path}: not a directory")
-        return list(v1_wire.tree(found, path))
+        tree: list[tuple[str, Listed]] = []
+        for item in v1_wire.tree(found, path):
+            tree.append(item)
+            if len(tree) % SLICE == 0:
+                await trio.lowlevel.checkpoint()
+        return tree
 
     async def stat(self, path: RemotePath, *, follow: bool = False) -> Stat:
         await self._check(path)

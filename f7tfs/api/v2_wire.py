@@ -179,6 +179,7 @@ def capabilities_of(system: System, version: str, parallel_calls: int) -> Capabi
         parallel_calls=min(parallel_calls, MOST_CALLS),
         renames=False,
         joins=True,
+        lists_trees=False,
     )
 
 

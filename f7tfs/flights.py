@@ -1,0 +1,446 @@
+"""Listings as last seen, and the calls under way that will bring more.
+
+One mechanism, whether a listing was asked for, refreshed, or fetched ahead of somebody who walks a
+tree: a `Flight`. Nobody needs what is fetched ahead, so it takes turns on a part of the connections
+and nobody waits long for it; a flight that somebody waits for goes at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Container, Iterator, Sequence
+
+import msgspec
+import trio
+from cachetools import LRUCache, TTLCache
+
+from f7tfs.api.port import Cluster, Route
+from f7tfs.errors import (
+    F7tfsError,
+    NotADirectory,
+    NotFound,
+    PermissionDenied,
+    RateLimited,
+    ServerError,
+    Stalled,
+    Unauthorized,
+    Unreachable,
+)
+from f7tfs.listings import Listing, directories_of, listing_of
+from f7tfs.model import (
+    Attributes,
+    Identity,
+    Listed,
+    RemotePath,
+    Stat,
+    is_within,
+    join,
+    name_of,
+    parent_of,
+)
+from f7tfs.walks import VISITS, Step, Walks
+from f7tfs.zone import ClusterZone
+
+log = logging.getLogger("f7tfs.catalog")
+DIRECTORIES = 20_000  # listings kept
+LESSONS = 3  # stats that one listing may cost to learn the zone
+QUEUE = 64  # listings that nobody waits for, under way or waiting for their turn
+AHEAD = 16  # siblings that are listed before they are asked for
+WORTH = 5.0  # seconds; what is forgotten sooner is not worth fetching ahead
+TREE_GRACE = 5.0  # seconds beyond the server's own limit for a command
+TREE_ENTRIES = 60_000  # in a recursive listing; the server's limit is near 75,000 (v1 FACTS §4)
+TREE_DIRECTORIES = DIRECTORIES // 2  # kept of one recursive listing
+SLICE = 1000  # entries taken in before other tasks have a turn
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_AWAY = (Unreachable, RateLimited, Unauthorized)  # asking singly would fail in the same way
+
+
+Changes = dict[str, Attributes | None]
+"""Names in one directory; None is one that is gone."""
+
+
+class Flight:
+    """A listing call under way, of one directory or, `is_tree`, of everything below it too.
+
+    Our own changes made while it flies win over what it brings; what was forgotten meanwhile is
+    good for those who wait, and not kept. `hold` is what a flight that nobody waits for may wait
+    for before it asks: a recursive listing that will bring the same (`tree`), or its turn.
+    """
+
+    def __init__(
+        self, root: RemotePath, *, is_tree: bool = False, tree: Flight | None = None
+    ) -> None:
+        self.root = root
+        self.is_tree = is_tree
+        self.tree = tree
+        self.asked = trio.current_time()
+        self.hold = trio.CancelScope()
+        self.done = trio.Event()
+        self.error: F7tfsError | None = None
+        self.listing: Listing | None = None
+        self.changes: dict[RemotePath, Changes] = {}  # by directory
+        self._outdated: set[RemotePath] = set()
+        self._outdated_trees: set[RemotePath] = set()
+
+    def covers(self, directory: RemotePath) -> bool:
+        return is_within(directory, self.root) if self.is_tree else directory == self.root
+
+    def begin(self) -> None:
+        """The question goes out now: what was changed before is in the answer."""
+        self.asked = trio.current_time()
+        self.changes.clear()
+        self._outdated.clear()
+        self._outdated_trees.clear()
+
+    def hurry(self) -> None:
+        """Somebody waits."""
+        self.hold.cancel()
+
+    def change(self, directory: RemotePath, name: str, attributes: Attributes | None) -> None:
+        self.changes.setdefault(directory, {})[name] = attributes
+
+    def outdate(self, directory: RemotePath) -> None:
+        if self.covers(directory):
+            self._outdated.add(directory)
+
+    def outdate_tree(self, directory: RemotePath) -> None:
+        if self.covers(directory) or is_within(self.root, directory):
+            self._outdated_trees.add(directory)
+
+    def is_outdated(self, directory: RemotePath) -> bool:
+        if directory in self._outdated:
+            return True
+        while directory not in self._outdated_trees:
+            if directory == "/":
+                return False
+            directory = parent_of(directory)
+        return True
+
+
+class Flights:
+    """`listings`: by directory. `singles`: names of which only a `stat` told, and when."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        nursery: trio.Nursery,
+        walks: Walks,
+        *,
+        identity: Identity,
+        zone: ClusterZone,
+        ttl: float,
+    ) -> None:
+        self._cluster = cluster
+        self._nursery = nursery
+        self._walks = walks
+        self._identity = identity
+        self._zone = zone
+        self._ttl = ttl
+        self.listings: LRUCache[RemotePath, Listing] = LRUCache(DIRECTORIES)
+        self.singles: LRUCache[RemotePath, tuple[Attributes, float]] = LRUCache(DIRECTORIES)
+        self._literal: LRUCache[tuple[RemotePath, int, int], bool] = LRUCache(DIRECTORIES)
+        self._flights: dict[RemotePath, Flight] = {}
+        self._trees: dict[RemotePath, Flight] = {}
+        # Siblings fetched ahead lately: one that cannot be listed is not asked for at every step.
+        self._tried: TTLCache[RemotePath, None] = TTLCache(VISITS, ttl, timer=trio.current_time)
+
+    # What is known, and what is under way.
+
+    def is_fresh(self, directory: RemotePath) -> bool:
+        known = self.listings.get(directory)
+        return known is not None and trio.current_time() - known.asked < self._ttl
+
+    def toward(self, directory: RemotePath) -> Flight:
+        """The flight to wait for, started if there is none that is worth it."""
+        flight = self._flights.get(directory)
+        if flight is None or flight.is_outdated(directory):
+            flight = self._start(directory)
+        return flight
+
+    def refresh(self, directory: RemotePath) -> None:
+        """List it again, sometime. While many others wait for their turn it does not queue."""
+        if directory not in self._flights and len(self._flights) < QUEUE:
+            self._start(directory)
+
+    def change(self, directory: RemotePath, name: str, attributes: Attributes | None) -> bool:
+        """Our own change. False if no listing of the directory is known that could show it."""
+        for flight in (self._flights.get(directory), *self._trees.values()):
+            if flight is not None and flight.covers(directory):
+                flight.change(directory, name, attributes)
+        listing = self.listings.get(directory)
+        if listing is not None:
+            listing.change(name, attributes)
+        return listing is not None
+
+    def forget(self, directory: RemotePath) -> None:
+        self.listings.pop(directory, None)
+        for flight in self._under_way():
+            flight.outdate(directory)
+
+    def forget_tree(self, directory: RemotePath) -> None:
+        for flight in self._under_way():
+            flight.outdate_tree(directory)
+        for table in (self.listings, self.singles):
+            for path in [path for path in table if is_within(path, directory)]:
+                table.pop(path, None)
+
+    def read_again(self) -> None:
+        """All times were read wrongly; what is still under way will be read rightly."""
+        self.listings.clear()
+        self.singles.clear()
+
+    def _under_way(self) -> Iterator[Flight]:
+        yield from self._flights.values()
+        yield from self._trees.values()
+
+    # Flying.
+
+    @functools.cached_property
+    def _turns(self) -> trio.CapacityLimiter:
+        """For what nobody waits for; some calls stay free for those who wait."""
+        return trio.CapacityLimiter(max(1, self._cluster.capabilities.parallel_calls - 2))
+
+    def _start(self, directory: RemotePath) -> Flight:
+        flight = self._flights[directory] = Flight(directory, tree=self._tree_over(directory))
+        self._nursery.start_soon(self._fly, flight)
+        return flight
+
+    def _tree_over(self, directory: RemotePath) -> Flight | None:
+        for tree in self._trees.values():
+            if tree.covers(directory) and not tree.is_outdated(directory):
+                return tree
+        return None
+
+    async def _fly(self, flight: Flight) -> None:
+        directory = flight.root
+        has_turn = False
+        try:
+            with flight.hold:
+                if flight.tree is not None:
+                    await flight.tree.done.wait()
+                else:
+                    await self._turns.acquire_on_behalf_of(flight)
+                    has_turn = True
+            if (listing := self._brought(flight)) is not None:
+                flight.listing = listing
+                return
+            flight.begin()
+            listed = await self._cluster.list_directory(directory)
+            listed = await self._as_meant(directory, listed)
+            await self._learn_zone([(directory, listed)])
+            flight.listing = self._take_in(flight, directory, listed)
+        except F7tfsError as error:
+            flight.error = error
+            if isinstance(error, NotFound | NotADirectory | PermissionDenied):
+                self.listings.pop(directory, None)
+            log.debug("listing %s failed: %s", directory, error)
+        except Exception as error:
+            flight.error = ServerError(f"listing {directory}: {error!r}")
+            log.exception("listing %s", directory)
+        finally:
+            if has_turn:
+                self._turns.release_on_behalf_of(flight)
+            if self._flights.get(directory) is flight:  # not if it was outdated
+                del self._flights[directory]
+            flight.done.set()
+
+    def _brought(self, flight: Flight) -> Listing | None:
+        """What came while a flight was held. Raises what will end the flight as it ended the
+        recursive listing."""
+        known = self.listings.get(flight.root)
+        tree = flight.tree
+        if tree is not None and tree.done.is_set():
+            if isinstance(tree.error, _AWAY):
+                raise tree.error.again()
+            if known is not None and known.asked >= tree.asked:
+                return known
+        return known if known is not None and known.asked > flight.asked else None
+
+    def _take_in(self, flight: Flight, directory: RemotePath, listed: Sequence[Listed]) -> Listing:
+        """The listing of a directory that a flight brought, as it is now: with our own changes
+        made meanwhile. Kept, unless something newer is known or it was outdated."""
+        listing = listing_of(directory, listed, flight.asked, self._identity, self._zone)
+        for name, changed in flight.changes.get(directory, {}).items():
+            listing.change(name, changed)
+        listing.is_of_tree = flight.is_tree
+        before = self.listings.get(directory)
+        if before is not None:
+            listing.keep_details(before)
+        if not flight.is_outdated(directory) and (before is None or before.asked <= flight.asked):
+            self.listings[directory] = listing
+        return listing
+
+    # What is meant.
+
+    async def _as_meant(self, directory: RemotePath, listed: Sequence[Listed]) -> list[Listed]:
+        """With names read rightly whose escapes may be literal backslashes, as far as can be
+        asked. Two entries that read alike are one of each."""
+        known: set[str] = set()
+        found = []
+        for shown in listed:
+            one = shown
+            if shown.ambiguous and _CONTROL.search(shown.name):
+                one = await self._name_meant(directory, shown, is_second=shown.name in known)
+            known.add(one.name)
+            found.append(one)
+        return found
+
+    async def _name_meant(self, directory: RemotePath, one: Listed, *, is_second: bool) -> Listed:
+        """An escape, or a backslash that is in the name: a stat tells, where both can be asked for.
+        Not of letters beyond ASCII, which a POSIX locale escapes by the dozen."""
+        meant, literal = join(directory, one.name), join(directory, one.literal)
+        if not all(self._cluster.carries(path, Route.COMMAND) for path in (meant, literal)):
+            return one
+        key = (meant, one.local_mtime, one.size)
+        if not is_second and key not in self._literal:
+            try:
+                self._literal[key] = await self._is_literal(one, meant, literal)
+            except F7tfsError as error:
+                log.debug("%s may have another name: %s", meant, error)
+        if is_second or self._literal.get(key):
+            return msgspec.structs.replace(one, name=one.literal, ambiguous=False)
+        return one
+
+    async def _is_literal(self, one: Listed, meant: RemotePath, literal: RemotePath) -> bool:
+        """Where both are there, two entries of the listing read alike; each has its own size."""
+        found: list[Stat | None] = []
+        for path in (meant, literal):
+            try:
+                stat = await self._cluster.stat(path)
+            except NotFound:
+                found.append(None)
+                continue
+            if (stat.kind, stat.size) == (one.kind, one.size):
+                return path == literal
+            found.append(stat)
+        return found[0] is None and found[1] is not None
+
+    async def _learn_zone(self, directories: Sequence[tuple[RemotePath, Sequence[Listed]]]) -> None:
+        """One stat of the entry that changed last settles what the listing's clock means, and one
+        more where the zones that are possible then disagree about another entry."""
+        usable = {
+            one.local_mtime: join(directory, one.name)
+            for directory, listed in directories
+            for one in listed
+            if not one.ambiguous
+        }
+        latest = not self._zone.is_known
+        for _ in range(LESSONS):
+            wanted = self._next_lesson(usable, latest=latest)
+            if wanted is None:
+                return
+            try:
+                stat = await self._cluster.stat(usable.pop(wanted))
+            except F7tfsError as error:
+                log.debug("the zone is not learnt: %s", error)
+                return
+            if self._zone.observe(wanted, stat.mtime):
+                self.read_again()
+            latest = False
+
+    def _next_lesson(self, usable: dict[int, RemotePath], *, latest: bool) -> int | None:
+        """Of what may be asked for; the rest is taken out."""
+        while True:
+            wanted = max(usable, default=None) if latest else self._zone.doubtful(usable)
+            if wanted is None or self._cluster.carries(usable[wanted], Route.COMMAND):
+                return wanted
+            del usable[wanted]
+
+    # Ahead of those who walk.
+
+    def look_ahead(
+        self, directory: RemotePath, step: Step, *, beyond: Container[RemotePath]
+    ) -> None:
+        """Fetch what a walk that reads `directory` wants next; nothing of what is `beyond`."""
+        if self._ttl < WORTH or not (step.siblings or step.is_walk):
+            return
+        if not self._cluster.capabilities.lists_trees:
+            if step.siblings and step.siblings not in beyond:
+                self._list_siblings(step.siblings, directory)
+            return
+        if self.is_fresh(directory) or self._tree_over(directory) is not None:
+            return
+        for root in (step.siblings, directory if step.is_walk else None):
+            if root is not None and root not in beyond and self._may_list_tree(root):
+                self._trees[root] = tree = Flight(root, is_tree=True)
+                self._nursery.start_soon(self._fly_tree, tree)
+                return
+
+    def _may_list_tree(self, root: RemotePath) -> bool:
+        now = trio.current_time()
+        if root == "/" or root in self._trees or self._walks.is_refused(root, now=now):
+            return False
+        listing = self.listings.get(root)
+        if not self._cluster.carries(root, Route.COMMAND) or (
+            listing is not None and listing.is_of_tree and self.is_fresh(root)
+        ):
+            return False  # what is missing below was left out, and would be again
+        if listing is not None:
+            # What the children that were listed singly promise for the others.
+            children = [
+                join(root, name) for name, one in listing.entries.items() if one.is_directory
+            ]
+            known = [len(self.listings[path].entries) for path in children if path in self.listings]
+            mean = sum(known) / len(known) if known else 0.0
+            if len(listing.entries) + len(children) * mean > TREE_ENTRIES:
+                log.info("%s is too large for a recursive listing", root)
+                self._walks.refuse(root, now=now)
+                return False
+        return True
+
+    async def _fly_tree(self, tree: Flight) -> None:
+        root = tree.root
+        try:
+            limit = self._cluster.capabilities.command_timeout + TREE_GRACE
+            with trio.move_on_after(limit) as scope:
+                found = await self._cluster.list_tree(root)
+            if scope.cancelled_caught:
+                raise Stalled(f"ls -R {root}: no answer within {limit:.0f} s")
+            directories = [
+                (directory, listed)
+                for directory, listed in directories_of(root, found)
+                if self._cluster.carries(directory, Route.COMMAND)
+            ][:TREE_DIRECTORIES]
+            directories = [(path, await self._as_meant(path, some)) for path, some in directories]
+            await self._learn_zone(directories)
+            taken = 0
+            for directory, listed in directories:
+                self._take_in(tree, directory, listed)
+                taken += len(listed) + 1
+                if taken > SLICE:
+                    taken = 0
+                    await trio.lowlevel.checkpoint()
+            log.info("%s is walked: %d directories by one listing", root, len(directories))
+        except F7tfsError as error:
+            tree.error = error
+            if not isinstance(error, _AWAY):
+                self._walks.refuse(root, now=trio.current_time())
+            log.info("%s is walked, and listed one by one: %s", root, error)
+        except Exception as error:
+            tree.error = ServerError(f"ls -R {root}: {error!r}")
+            self._walks.refuse(root, now=trio.current_time())
+            log.exception("listing the tree %s", root)
+        finally:
+            del self._trees[root]
+            tree.done.set()
+
+    def _list_siblings(self, above: RemotePath, directory: RemotePath) -> None:
+        """Those that come next, as listings that nobody waits for yet."""
+        listing = self.listings.get(above)
+        if listing is None or self._cluster.capabilities.parallel_calls < 2:
+            return
+        names = [name for name, one in listing.entries.items() if one.is_directory]
+        try:
+            here = names.index(name_of(directory))
+        except ValueError:
+            return
+        for name in names[here + 1 : here + 1 + AHEAD]:
+            path = join(above, name)
+            if path in self._flights or path in self._tried or self.is_fresh(path):
+                continue
+            if len(self._flights) < QUEUE and self._cluster.carries(path, Route.COMMAND):
+                self._tried[path] = None
+                self._start(path)
