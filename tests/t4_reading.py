@@ -58,13 +58,11 @@ def test_memory_does_not_grow_with_the_file(made: Rig) -> None:
     assert sum(peaks(made, GiB, 256 * MiB)) < 150 * MiB
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tree walks are not recognised yet")
 def test_a_tree_walk(made: Rig) -> None:
     """Metadata: "A tree walk (`find`, `du`, `ls -R`) on v1 is recognised and prefetched"."""
     assert calls_of_a_walk(made, 50, 4) <= 10
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="there is no policy for sniffers yet")
 @pytest.mark.skipif(shutil.which("gio") is None, reason="there is no gio on this machine")
 def test_a_file_manager_stages_nothing(made: Rig) -> None:
     """Sniffers and crawlers: a reader that opened with O_NOATIME "causes neither staging nor a

@@ -66,7 +66,7 @@ class Links:
             was_read = content.held.total > 0 or content.snapshot is not None
             if was_read:
                 await self._require_unchanged(content)
-            snapshot = await self._stage_once(content, state)
+            snapshot = await self._stage_again(content, state)
             if was_read:  # and not replaced while it was copied
                 await self._require_unchanged(content)
             if snapshot.size == content.size or (was_read and snapshot.size > content.size):
@@ -93,6 +93,15 @@ class Links:
         same = stat.fingerprint.agrees(content.fingerprint, ignore_ctime=True)
         if not same and not has_grown(content, stat, content.size):
             raise Changed(f"{content.path} is another file than the one that was opened")
+
+    async def _stage_again(self, content: CacheFile, state: Callable[[str], None]) -> Snapshot:
+        """A link that is refused at its first use is no link: another task may give a better."""
+        for _ in range(RENEWALS - 1):
+            try:
+                return await self._stage_once(content, state)
+            except LinkExpired as error:
+                log.info("%s: %s; it is staged again", content.path, error)
+        return await self._stage_once(content, state)
 
     async def _stage_once(self, content: CacheFile, state: Callable[[str], None]) -> Snapshot:
         state("staging")

@@ -38,7 +38,11 @@ class SniffingHandle(RemoteHandle):
             return os.pread(shared.entry.fd, size, offset)
         content = self._cached()
         if content is not None and content.has(offset, size):
-            return content.read(offset, size)
+            self._floors.cache.pin(content)
+            try:
+                return content.read(offset, size)
+            finally:
+                self._floors.cache.unpin(content)
         attributes, path = shared.attributes, shared.path
         if attributes is not None and offset >= attributes.size:
             return b""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from bench.figures import Figure
 from bench.rig import LISTING, STAGING, MiB, Rig, rig
 
@@ -33,6 +35,7 @@ def calls_of_sniffing(made: Rig, files: int, size: int) -> tuple[int, int, int]:
     for number in range(files):
         made.file(f"plain/file{number}", size)
     with made.mount().start() as mount:
+        mount.call(os.listdir, mount.path)  # the file manager came from there
         made.simulator.reset_calls()
         gio = ["gio", "list", "-a", "standard::content-type", str(mount.path / "plain")]
         done = mount.run(gio, timeout=300)
