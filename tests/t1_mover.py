@@ -102,6 +102,8 @@ def test_a_range_beyond_the_end_gives_what_there_is(store: Loopback) -> None:
         (Answer(404, b"<Code>NoSuchKey</Code>"), errors.LinkExpired),
         (Answer(503, b"<Code>SlowDown</Code>"), errors.Unreachable),
         (Answer(400, b"<Code>Strange</Code>"), errors.ServerError),
+        (Answer(500, os.urandom(64 << 10)), errors.Unreachable),
+        (Answer(400, "ошибка ".encode() * 6000), errors.ServerError),
         (Answer(200, CONTENT), errors.Unsupported),
         (Answer(206, b"x", {"Content-Range": f"bytes 7-7/{SIZE}"}), errors.Unsupported),
         (Answer(302, b"", {"Location": "/again"}), errors.Unreachable),

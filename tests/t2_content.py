@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,47 @@ def test_a_file_that_grew_counts_again_once_it_is_proven(cache: Cache) -> None:
         cache.check()
         cache.unpin(file)
         cache.forget(PATH)
+
+
+def test_what_can_never_fit_evicts_nothing(cache: Cache) -> None:
+    """Space: refused before anything gives way."""
+    for name in "abcde":
+        fill(cache, f"/{name}", bytes(150))
+    with pytest.raises(NoLocalSpace):
+        cache.make_room(5000)
+    assert len(cache) == 5
+
+
+def test_a_part_of_a_racy_file_is_not_trusted(cache: Cache) -> None:
+    """Reading: "changed within 2 s of its observation … not trusted for later mounts", also when
+    only a part of it is here."""
+    file = cache.create(PATH, Fingerprint(size=100, mtime=int(time.time())))
+    cache.pin(file)
+    cache.promise(file, 5)
+    cache.write(file, 0, b"abcde")
+    file.snapshot = Snapshot("http://link", "ticket", 1.0, 100)
+    cache.unpin(file)
+    again = reopened(cache)
+    assert again.find(PATH, file.fingerprint) is None
+    again.close()
+
+
+def test_growth_of_what_is_not_here_needs_no_proof(cache: Cache) -> None:
+    """Reading, growth: with nothing to compare there is nothing to doubt; a second growth still
+    doubts what the first one did."""
+    file = cache.create(PATH, Fingerprint(size=3, mtime=1, ino=5))
+    cache.pin(file)
+    cache.grow(file, Fingerprint(size=6, mtime=2, ino=5))
+    assert file.unproven is None
+    cache.promise(file, 6)
+    cache.write(file, 0, b"abcdef")
+    for size in (9, 12):
+        cache.grow(file, Fingerprint(size=size, mtime=size, ino=5))
+        assert not file.has(0, 1)
+        cache.check()
+    cache.prove(file, unchanged=True)
+    assert file.has(0, 6)
+    cache.unpin(file)
 
 
 @pytest.mark.parametrize("seed", range(5))

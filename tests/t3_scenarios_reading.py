@@ -213,3 +213,57 @@ def test_an_edit_of_a_partly_cached_file(door: Door, big: bytes, far: Any) -> No
         file.write(b"EDITED", 5 * MiB)
     door.sync()
     assert far.read("big") == big[: 5 * MiB] + b"EDITED" + big[5 * MiB + 6 :]
+
+
+def test_a_replaced_file_is_never_mixed_in(
+    door_with: Callable[..., Door], big: bytes, far: Any, simulator: Simulator
+) -> None:
+    """Reading: handles keep the version that they opened "as far as it is cached or staged, else
+    ESTALE", and stay at that: no later read gets bytes of another version."""
+    door = door_with(listing_ttl=300)
+    door.announce("another file|replaced|ESTALE|403")
+    with door.open("big", os.O_RDONLY) as file:
+        assert file.read(1000, 0) == big[:1000]
+        far.remove("big")
+        far.write("big", bytes(reversed(big)))
+        far.age("big", 60)
+        refusal = {"status": 403, "body": "<Error><Code>AccessDenied</Code></Error>"}
+        simulator.faults([{"match": "object-store GET", "times": 1, "action": refusal}])
+        for _ in range(3):
+            refused(errno.ESTALE, file.read, 1000, 20 * MiB)
+    door.refresh()
+    assert door.read("big") == bytes(reversed(big))
+
+
+def test_a_log_that_grows_while_it_is_read(door_with: Callable[..., Door], far: Any) -> None:
+    """Reading: a growing file is read as far as it was listed, whatever comes behind, and others
+    may look at it meanwhile."""
+    door = door_with(listing_ttl=0.2, stale_max=0.2)
+    text = b"".join(b"%09d\n" % number for number in range(600_000))
+    far.write("log", text)
+    with door.open("log", os.O_RDONLY) as file:
+        at = 0
+        while at < 5 * MiB:
+            with open(far["log"], "ab") as log:
+                log.write(b"more and more\n")
+            door.listdir()
+            assert door.stat("log").size >= len(text)
+            found = file.read(MiB, at)
+            assert found == text[at : at + len(found)]
+            at += len(found)
+        assert found
+
+
+def test_a_middle_file_where_the_cache_is_taken(
+    door_with: Callable[..., Door], big: bytes, far: Any, simulator: Simulator
+) -> None:
+    """Cache: a file that one call brings is admitted whole, once, however little room there is."""
+    middle = data_of(3 * MiB)
+    far.write("middle", middle)
+    door = door_with(cache_size="2MiB", cache_min_free="1MiB")
+    with holding(door.open("big", os.O_RDONLY), door.open("middle", os.O_RDONLY)) as files:
+        assert files[0].read(MiB, 0) == big[:MiB]
+        assert files[1].read(1000, 2 * MiB) == middle[2 * MiB : 2 * MiB + 1000]
+        assert files[0].read(MiB, 30 * MiB) == big[30 * MiB : 31 * MiB]
+    downloads = [n for call, n in simulator.calls()["calls"].items() if "download" in call]
+    assert sum(downloads) == 2  # one of the small file, one staging

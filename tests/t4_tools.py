@@ -252,3 +252,23 @@ def test_ten_thousand_appends_are_one_upload(mount_with: Callable[..., Mount], f
     mount.sync()
     assert far.read("log") == b"".join(b"%d\n" % n for n in range(1, 2001))
     assert len(uploads_of(simulator)) <= 2
+
+
+def test_fetch(mount_with: Callable[..., Mount], far: Any, simulator: Simulator) -> None:
+    """Reading: above `stage_limit` EFBIG "until `f7tfs fetch PATH` asks for it"."""
+    big = data_of(6 << 20)
+    far.mkdir("d")
+    far.write("d/it's big", big)
+    far.write("d/small", b"small")
+    mount = mount_with(stage_limit="5MiB")
+    mount.announce("stage_limit")
+    assert mount.run('cat "mnt/d/it\'s big"', check=False).returncode != 0
+    done = mount.f7tfs("fetch", str(mount.path / "d"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    simulator.reset_calls()
+    assert mount.call((mount.path / "d" / "it's big").read_bytes) == big
+    assert mount.call((mount.path / "d" / "small").read_bytes) == b"small"
+    assert not [call for call in simulator.calls()["calls"] if "download" in call]
+    missing = mount.f7tfs("fetch", str(mount.path / "nothing"))
+    assert missing.returncode == 1
+    assert "not everything" in missing.stderr
