@@ -95,7 +95,7 @@ class Catalog:
         flight.hurry()
         await flight.done.wait()
         if flight.error is not None:
-            if known and not fresh and isinstance(flight.error, Unreachable):
+            if known and not fresh and isinstance(flight.error, Unreachable) and self.is_offline:
                 return known
             raise flight.error.again()
         assert flight.listing is not None
