@@ -138,23 +138,20 @@ class Downloads:
     ) -> None:
         """Until `length` bytes at `offset` are here (or the file ends before). Raises what kept
         them from coming."""
-        end = min(offset + length, content.size)
         while True:
             if content.failure is not None:
                 raise content.failure.again()
             flight = self.ahead(content, reader, offset, length, until)
-            error = flight.failure_in(offset, end) if flight is not None else None
-            grown = content.grown
-            while error is None and not content.has(offset, length):
-                await grown.wait()
-                grown = content.grown
-                error = flight.failure_in(offset, end) if flight is not None else None
+            while not content.has(offset, length):
+                error = flight.failure_in(offset, offset + length) if flight is not None else None
+                if error is not None:
+                    raise error.again()
                 if content.failure is not None or self._flights.get(content) is not flight:
                     break
-            if content.has(offset, length):
+                await content.grown.wait()
+            else:
                 return
-            if error is not None:
-                raise error.again()
+            await trio.lowlevel.checkpoint()  # the flight landed without it: once more
 
     def leave(self, content: CacheFile, reader: object) -> None:
         """`reader` reads no more; what is under way arrives, nothing is begun for it."""
