@@ -69,6 +69,7 @@ def test_the_link_outlives_the_mount(door: Door, big: bytes, simulator: Simulato
     """Reading: "its link is reused over opens and remounts"; what arrived before is kept."""
     with door.open("big", os.O_RDONLY) as file:
         assert file.read(1000, 20 * MiB) == big[20 * MiB : 20 * MiB + 1000]
+        assert file.read(10, 21 * MiB - 10) == big[21 * MiB - 10 : 21 * MiB]  # all of the block
     door.remount()
     simulator.reset_calls()
     with door.open("big", os.O_RDONLY) as file:
