@@ -22,8 +22,8 @@ def pause(looks: int) -> float:
 def staging_pause(waited: float) -> float:
     """How long to wait before the next look at a staging that somebody reads from, after `waited`
     seconds: results come from a quarter of a second on (v1 FACTS §5), and a look costs the server
-    next to nothing, so the reader waits a seventh longer than the server took, at most."""
-    return min(2.0, max(0.05, waited / 7)) if waited else 0.2
+    next to nothing, so the reader waits a tenth longer than the server took, at most."""
+    return min(2.0, max(0.03, waited / 10)) if waited else 0.2
 
 
 async def follow(
