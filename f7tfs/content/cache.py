@@ -30,7 +30,7 @@ from f7tfs.errors import NoLocalSpace
 from f7tfs.model import Fingerprint, RemotePath, is_within
 
 log = logging.getLogger("f7tfs.cache")
-BLOCK = 1 << 20  # bytes; the smallest piece that is fetched, and always admitted
+BLOCK = 1 << 20  # bytes; the smallest piece that is fetched
 NEAR = ((BLOCK, 64 * BLOCK), (BLOCK, 2 * BLOCK))  # (behind, ahead) of a reader: kept, in two rounds
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -71,7 +71,7 @@ class Cache:
     def shorter(self, path: RemotePath, fingerprint: Fingerprint) -> CacheFile | None:
         """What is here of a version of the same inode that `fingerprint` may have grown from."""
         found = self._files.get(path)
-        if found is None or found.failure is not None or found.is_dropped:
+        if found is None or found.failure is not None:
             return None
         known = found.fingerprint
         same = known.ino is not None and known.ino == fingerprint.ino
@@ -314,9 +314,9 @@ class Cache:
     def _thin(
         self, content: CacheFile, behind: int, ahead: int, enough: Callable[[], bool]
     ) -> None:
-        """Of a file in use, drop what is far from its readers, the beginning first. Unless it can
-        be had again piece by piece, or somebody needs the whole."""
-        if content.is_dropped or content.snapshot is None or content.complete_for:
+        """Of a file in use, drop what is far from its readers, the beginning first: where it can be
+        had again piece by piece, and nobody needs the whole."""
+        if content.snapshot is None or content.complete_for:
             return
         near = Extents((max(0, at - behind), at + ahead) for at in content.readers.values())
         for start, end in content.held:

@@ -7,7 +7,8 @@ kernel's own read-ahead does.
 
 from __future__ import annotations
 
-BLOCK = 1 << 20  # bytes
+from f7tfs.content.cache import BLOCK
+
 LARGEST = 64 * BLOCK
 SLACK = BLOCK  # the kernel sends the requests of one reader out of order
 

@@ -253,8 +253,9 @@ class RemoteHandle:
 
     async def _arrive(self, content: CacheFile, offset: int, size: int) -> None:
         until = self._window.note(offset, size)
-        self._floors.downloads.ahead(content, self, offset, size, until)
-        if not content.has(offset, size):
+        if content.has(offset, size):
+            self._floors.downloads.ahead(content, self, offset, size, until)
+        else:
             with self._floors.callers.interruptible(self._pid):
                 await self._floors.downloads.need(content, self, offset, size, until)
 
