@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from f7tfs.faultpoints import POINTS
+
 PACKAGE = Path(__file__).parent.parent / "f7tfs"
 
 # Lower floors first; a part may import only parts that stand before it (or its own).
 FLOORS = [
     {"errors", "model", "__init__"},
-    {"zone"},
+    {"zone", "faultpoints"},
     {"content", "api"},
     {"walks", "waypoints", "listings"},
     {"flights"},
@@ -91,3 +93,18 @@ def test_modules_stay_readable() -> None:
         if (lines := len(path.read_text().splitlines())) > 500
     }
     assert not long
+
+
+def test_fault_points_are_known() -> None:
+    """Every fault point that is compiled in is listed, and none is listed in vain."""
+    found: list[str] = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "reached":
+                found += [
+                    each.value
+                    for argument in node.args
+                    for each in ast.walk(argument)
+                    if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                ]
+    assert set(found) == set(POINTS)

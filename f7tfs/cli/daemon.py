@@ -9,7 +9,7 @@ import resource
 import sys
 from typing import Any
 
-from f7tfs import errors, service
+from f7tfs import errors, faultpoints, service
 from f7tfs.cli.exits import Exit, Failure, cause_of, code_of, sentence_of
 from f7tfs.config import Config
 
@@ -61,6 +61,7 @@ def run(config: Config, ready_fd: int | None) -> None:
     _raise_descriptor_limit()
     try:
         service.configure_logging(config)
+        faultpoints.arm(os.environ)
         _serve(config, starter)
     except BaseException as error:
         cause = cause_of(error)

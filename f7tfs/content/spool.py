@@ -21,6 +21,7 @@ import trio
 from f7tfs.content.disk import Disk, free_space, sync_directory, write_all
 from f7tfs.content.journal import Journal, Record, UploadRecord
 from f7tfs.errors import NoLocalSpace
+from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, RemotePath, is_within
 
 log = logging.getLogger("f7tfs.spool")
@@ -200,6 +201,7 @@ class Spool:
         self.reserve(0)
         entry_id = uuid.uuid4().hex
         fd = os.open(self._unclosed(entry_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        reached("spool.created")
         return SpoolEntry(
             entry_id,
             path,
@@ -258,11 +260,14 @@ class Spool:
             return
         first = entry.journaled == 0
         await self._disk.sync(entry.fd)
+        reached("spool.synced")
         if first:
             await self._disk.run(lambda: self._name_for_good(entry.id))
+            reached("spool.named")
         if not entry.is_gone:
             await self.save(entry)
             entry.journaled = max(entry.journaled, generation)
+            reached("spool.recorded")
 
     def _name_for_good(self, entry_id: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # two flushes at once: one of them renames

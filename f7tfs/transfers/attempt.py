@@ -30,6 +30,7 @@ from f7tfs.errors import (
     ServerError,
     Unsupported,
 )
+from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, Identity, Kind, RemotePath, Stat, join, name_of, parent_of
 from f7tfs.transfers.follow import kind_of
 from f7tfs.transfers.namespace import Namespace
@@ -160,6 +161,7 @@ class Attempts:
             entry.ticket, entry.form_sent = None, False
             entry.attempt_version, entry.is_adoptable = version, True
             await self._spool.save(entry, LitterRecord(id=entry.temporary))
+            reached("upload.journaled")
             self._require_current(entry, version)
         temporary = entry.temporary
         try:
@@ -179,11 +181,13 @@ class Attempts:
         """A private file must not be readable while it travels: uploads in place keep the mode."""
         await self._routes.send_empty(temporary, permissions)
         await self._cluster.change_mode(temporary, permissions | 0o200)
+        reached("upload.private")
 
     async def _transport(self, entry: SpoolEntry, target: RemotePath, version: int) -> Stat:
         """Bring the bytes, and prove that they are there. Raises Spent where the next attempt must
         begin with another ticket, and another temporary."""
         words = await self._routes.send(entry, target)
+        reached("in-place.sent" if entry.in_place else "upload.sent")
         self._require_current(entry, version)
         try:
             return await self._prove(entry, target, version)
@@ -208,6 +212,7 @@ class Attempts:
             self._require_current(entry, version)
             if theirs != ours:
                 raise ServerError(f"{entry.path}: the checksum on the cluster differs")
+        reached("in-place.proven" if entry.in_place else "upload.proven")
         return stat
 
     async def _checksum(self, path: RemotePath) -> str:
@@ -234,14 +239,17 @@ class Attempts:
             return
         if proven.mode & 0o7777 != entry.permissions:
             await self._cluster.change_mode(temporary, entry.permissions)
+            reached("upload.moded")
         entry.expected = Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino)
         entry.expected_version = version
         await self._spool.save(entry)
+        reached("upload.expected")
         self._require_current(entry, version)
         try:
             after = await self._namespace.rename_checked(temporary, target, proven, there)
         except IsADirectory:
             raise OutcomeUnknown(f"{target} has just become a directory") from None
+        reached("upload.renamed")
         await self._settle(entry, after, version)
 
     async def _publish_beside(self, entry: SpoolEntry, proven: Stat) -> None:
@@ -258,7 +266,9 @@ class Attempts:
         entry.expected = Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino)
         entry.expected_version = entry.version
         await self._spool.save(entry)
+        reached("conflict.expected")
         after = await self._namespace.rename_checked(temporary, beside, proven, None)
+        reached("conflict.renamed")
         self._cache.forget(original)
         self._catalog.forget(original)
         await self._settle(entry, after, entry.version)
@@ -305,6 +315,7 @@ class Attempts:
                 await self.abandon(entry)
             entry.in_place = True
             await self._spool.save(entry)
+            reached("in-place.journaled")
             try:
                 stat = await self._transport(entry, entry.path, version)
             except Spent as spent:
@@ -357,6 +368,7 @@ class Attempts:
             await self._spool.save(entry, times, drop=litter)
             return
         await self._journal.write(times, drop=((UploadRecord, entry.id), *litter))
+        reached("upload.record-dropped")
         if entry.version != version or entry.state is not State.UPLOADING:
             # Written again while the record ended: it is owed again, on the new base.
             entry.journaled = 0
@@ -367,6 +379,7 @@ class Attempts:
                 await self._cache.adopt(self._spool.file_of(entry.id), entry.fd, path, remote)
             except OSError as error:  # the cache is a convenience
                 log.warning("%s is not kept in the cache: %s", path, error)
+            reached("upload.adopted")
         if entry.version == version and entry.state is State.UPLOADING:
             self._spool.unlink(entry)
         else:

@@ -29,6 +29,7 @@ from f7tfs.errors import (
     ServerError,
     Unsupported,
 )
+from f7tfs.faultpoints import reached
 from f7tfs.model import Attributes, Identity, Kind, RemotePath, Stat, join, name_of, parent_of
 from f7tfs.transfers.follow import follow, kind_of
 from f7tfs.transfers.hardlinks import REFUSALS, HardLinks
@@ -162,6 +163,7 @@ class Namespace:
             raise NotADirectory(path)
         marker = MARK + uuid.uuid4().hex[:12]
         await self._journal.write(LitterRecord(id=path, marker=marker))
+        reached("rmdir.marker-journaled")
         archive = archive_of(name_of(path), symlink=marker)
         try:
             try:
@@ -177,8 +179,10 @@ class Namespace:
                 if await self._cluster.list_directory(path):
                     raise NotEmpty(path) from error
                 raise
+        reached("rmdir.marked")
         if not await self._workplace.remove_litter(path, marker=marker):
             log.warning("%s is removed, but the mark in its place stays until later", path)
+        reached("rmdir.unmarked")
         self._catalog.drop(path)
 
     async def rename(self, source: RemotePath, target: RemotePath, *, replace: bool = True) -> Stat:
@@ -249,6 +253,7 @@ class Namespace:
         if (onto_link or not renames) and moved.kind is not Kind.DIRECTORY:
             failed = await self._link(source, target, moved, there)
             if failed is None:
+                reached("rename.linked")
                 await self._workplace.remove_own(source)
                 return
             if onto_link:  # mv would follow it into a directory

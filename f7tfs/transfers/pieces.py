@@ -21,6 +21,7 @@ from f7tfs.api.port import Cluster, Ticket
 from f7tfs.content.disk import Disk, sha256_of
 from f7tfs.content.spool import Spool, SpoolEntry
 from f7tfs.errors import F7tfsError, OutcomeUnknown
+from f7tfs.faultpoints import reached
 from f7tfs.model import RemotePath
 from f7tfs.transfers.workplace import Workplace
 
@@ -85,13 +86,17 @@ class Pieces:
         starts = range(0, size, length)
         names = await self._workplace.place_pieces(target, len(starts))
         self._busy.update(names)
+        reached("pieces.named")
         try:
             await self._send_all(entry, list(zip(starts, names, strict=True)), size)
+            reached("pieces.sent")
             digest = await self._disk.run(lambda: sha256_of(entry.fd, size))
             ticket = self._cluster.plan_join(names, target, digest)
             entry.ticket, entry.form_sent = msgspec.json.encode(ticket).decode(), True
             await self._spool.save(entry)
+            reached("pieces.join-recorded")
             await self._cluster.join(ticket)
+            reached("pieces.joined")
         except F7tfsError as error:
             if not isinstance(error, OutcomeUnknown):
                 entry.ticket, entry.form_sent = None, False
@@ -138,6 +143,7 @@ class Pieces:
         """The job says that it has removed them."""
         for name in self._cluster.litter(ticket):
             await self._workplace.forget_litter(name)
+        reached("pieces.forgotten")
 
 
 def ticket_of(entry: SpoolEntry) -> Ticket | None:

@@ -19,6 +19,7 @@ from f7tfs.catalog import Catalog
 from f7tfs.content.journal import Journal, RemovalRecord
 from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.errors import F7tfsError, NotEmpty, NotFound, Unreachable
+from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, Kind, RemotePath, is_within, name_of, parent_of
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.upload import Uploads, may_pass
@@ -112,6 +113,7 @@ class Removals:
             uploads=owed,
         )
         await self._journal.write(record)
+        reached("removal.buried")
         self._records[path] = record
         self._wake.set()
 
@@ -122,6 +124,7 @@ class Removals:
         if record is None or record.is_directory:
             return None
         await self._end(record)
+        reached("removal.exhumed")
         return record.fingerprint
 
     async def execute_now(self, directory: RemotePath) -> None:
@@ -185,6 +188,7 @@ class Removals:
                     await self._namespace.remove_directory(path)
                 else:
                     await self._remove_if_unchanged(path, now)
+                reached("removal.removed")
             except (NotFound, NotEmpty) as error:
                 log.info("removing %s: %s; left as it is", path, error)
             except F7tfsError as error:
@@ -193,6 +197,7 @@ class Removals:
                     raise
                 log.error("removing %s failed for good: %s; the name is shown again", path, error)
             await self._end(now)
+            reached("removal.ended")
 
     def _waits_for(self, record: RemovalRecord) -> list[SpoolEntry]:
         return [one for name in record.uploads if (one := self._spool.by_id(name)) is not None]

@@ -35,6 +35,7 @@ from f7tfs.errors import (
     StagingFailed,
     Unsupported,
 )
+from f7tfs.faultpoints import reached
 from f7tfs.model import RemotePath, name_of, parent_of
 from f7tfs.transfers.follow import follow, upload_failed
 from f7tfs.transfers.pieces import Pieces, Race, ticket_of
@@ -156,12 +157,14 @@ class Routes:
         first: Callable[[Progress], None] | None = None
         if ticket is None:
             ticket = await self._cluster.stage_upload(target, size)
+            reached("upload.ticket-given")
             entry.ticket, entry.form_sent = msgspec.json.encode(ticket).decode(), False
             if target == entry.temporary:  # in place it is the user's file, and no litter
                 until = time.time() + self._cluster.capabilities.link_lifetime
                 await self._spool.save(entry, LitterRecord(id=target, until=until))
             else:
                 await self._spool.save(entry)
+            reached("upload.ticket-recorded")
         if not entry.form_sent:
             progress = await self._follow(entry, ticket, {Phase.READY, Phase.DONE})
             if progress.phase is Phase.READY:
@@ -174,6 +177,7 @@ class Routes:
                     raise Spent(error) from error
                 entry.form_sent = True
                 await self._spool.save(entry)
+                reached("upload.sending-recorded")
 
                 def note(now: Progress) -> None:
                     self._race.note(size, late=now.looked)
@@ -201,8 +205,10 @@ class Routes:
 
         if progress.form is not None:
             await self._storage.send_form(progress.form, entry.fd, size, on_progress=note)
+            reached("upload.form-sent")
         elif progress.parts is not None:
             await self._storage.send_parts(progress.parts, entry.fd, size, on_progress=note)
+            reached("upload.parts-sent")
         else:
             raise StagingFailed(f"{entry.path}: the server gave neither form nor parts")
 

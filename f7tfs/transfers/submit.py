@@ -33,6 +33,7 @@ from f7tfs.errors import (
     RateLimited,
     Unreachable,
 )
+from f7tfs.faultpoints import reached
 from f7tfs.model import Job, RemotePath
 from f7tfs.transfers.upload import Uploads
 
@@ -110,7 +111,9 @@ class Submissions:
             uploads=self._owed() if self._barrier else (),
         )
         await self._disk.run(lambda: self._store(record.id, script))
+        reached("submit.stored")
         await self._supersede(record)
+        reached("submit.recorded")
         ended = self._ended[record.id] = trio.Event()
         self._nursery.start_soon(self._bring, record.id)
         with trio.move_on_after(PATIENCE):
@@ -196,8 +199,10 @@ class Submissions:
     async def _send(self, record: SubmitRecord) -> None:
         script = self.script(record)
         await self._move(record.id, state="sending", error="")
+        reached("submit.sending")
         try:
             done = await self._cluster.submit(script, record.id, self._account, self._directory)
+            reached("submit.sent")
         except OutcomeUnknown as error:
             await self._move(record.id, state="unknown", error=str(error))
             log.error("it is not known whether %s was submitted: %s", record.name, error)
@@ -217,6 +222,7 @@ class Submissions:
                 stdout_path=done.stdout_path,
                 stderr_path=done.stderr_path,
             )
+            reached("submit.settled")
             log.info("%s was submitted as job %s", record.name, done.job_id)
 
     # Looking after what is not known.

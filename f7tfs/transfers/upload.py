@@ -22,6 +22,7 @@ from f7tfs.errors import (
     Unauthorized,
     Unreachable,
 )
+from f7tfs.faultpoints import reached
 from f7tfs.model import name_of
 from f7tfs.transfers.attempt import Attempts, Superseded
 
@@ -92,8 +93,10 @@ class Uploads:
         self._spool.use(entry)  # its file outlives its record, never the other way round
         try:
             self._spool.unlink(entry)
+            reached("discard.unlinked")
             if journaled:
                 await self._spool.drop_record(entry)
+                reached("discard.record-dropped")
         finally:
             self._spool.leave(entry)
         if not entry.is_running:  # else the attempt cleans up once its call is over

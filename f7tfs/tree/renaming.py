@@ -20,6 +20,7 @@ from f7tfs.errors import (
     NotEmpty,
     NotFound,
 )
+from f7tfs.faultpoints import reached
 from f7tfs.model import Attributes, RemotePath, is_within, name_of
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
@@ -143,6 +144,7 @@ class Renaming:
         self._floors.cache.forget(target)
         if moved.state is not State.OPEN or moved.journaled:
             await self._floors.spool.commit(moved)
+            reached("rename.recorded")
         self._floors.uploads.renamed(moved)
 
     async def _rename_remote(
@@ -167,6 +169,7 @@ class Renaming:
         try:
             async with self._removals.steady():
                 after = await self._namespace.rename(source, target, replace=replace)
+                reached("rename.moved")
                 await self._removals.exhume(target)  # what was buried there has been replaced
                 await self._removals.retarget(source, target)
         finally:
@@ -188,6 +191,7 @@ class Renaming:
                 entry.hold = self._is_temporary(target)
             if entry.journaled:
                 await spool.commit(entry)
+                reached("rename.recorded")
             uploads.renamed(entry)
         self._floors.cache.rename(source, target)
         self._floors.cache.touch(target, after.fingerprint)
