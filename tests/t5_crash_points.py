@@ -26,6 +26,7 @@ def test_an_unknown_point_is_refused(
     """docs/architecture.md: a test that arms a misspelt point cannot pass."""
     mount = mount_with(start=False)
     mount.environment[VARIABLE] = words
+    mount.announce(VARIABLE)
     with pytest.raises(MountFailed) as caught:
         mount.start()
     assert (caught.value.code, caught.value.message) == (3, f"{VARIABLE}: {complaint}")
