@@ -247,6 +247,14 @@ class Busy(F7tfsError):
     errno = errno.EBUSY
 
 
+class Stuck(F7tfsError):
+    """An upload that needs a person. Its errno is that of what stopped it, where that is known."""
+
+    def __init__(self, message: str, number: int = errno.EIO) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
 class JournalDamaged(F7tfsError):
     """The journal cannot be read; it was set aside whole."""
 

@@ -26,13 +26,13 @@ from f7tfs.config import Config
 from f7tfs.content.cache import Cache
 from f7tfs.content.disk import Disk
 from f7tfs.content.journal import Journal
-from f7tfs.content.spool import Spool, SpoolEntry
+from f7tfs.content.spool import Spool, State
 from f7tfs.content.times import Times
+from f7tfs.control.levers import Levers
 from f7tfs.control.report import Report
 from f7tfs.control.wing import NAME as CONTROL
 from f7tfs.control.wing import ControlWing
 from f7tfs.errors import (
-    F7tfsError,
     NameNotSupported,
     NotADirectory,
     NotFound,
@@ -82,7 +82,9 @@ class Mounted:
         removals: Removals,
         floors: Floors,
         workplace: Workplace,
+        levers: Levers,
     ) -> None:
+        self.levers = levers
         self.workplace = workplace
         self.floors = floors
         self.spool = spool
@@ -91,19 +93,21 @@ class Mounted:
         self.removals = removals
 
     async def everything_there(self) -> None:
-        """Wait until all that was closed is on the cluster. Raises ServerError naming what is
-        stuck."""
-        stuck = await self.everything_there_or_stuck()
-        if stuck:
-            named = "; ".join(f"{entry.path}: {entry.error}" for entry in stuck)
-            raise ServerError(f"stuck: {named}")
+        """Wait until all that was closed is on the cluster. Raises Stuck."""
+        await self.levers.flush("")
 
-    async def everything_there_or_stuck(self) -> list[SpoolEntry]:
-        while True:
-            stuck = await self.uploads.drain()
-            if not len(self.removals):
-                return stuck
-            await self.removals.execute_now(RemotePath("/"))
+    def left(self) -> str:
+        """What is not on the cluster yet, in one line for the log; "" if nothing."""
+        owed, removals = self.spool.owed(), len(self.removals)
+        if not owed and not removals:
+            return ""
+        stuck = [entry for entry in owed if entry.state is State.STUCK]
+        named = ", ".join(entry.path for entry in sorted(owed, key=lambda one: one.created)[:5])
+        size = sum(entry.size for entry in owed)
+        return (
+            f"{len(owed)} uploads ({size} bytes, {len(stuck)} stuck) and {removals} removals stay"
+            f" in the journal for the next mount: {named}{', …' if len(owed) > 5 else ''}"
+        )
 
     async def close(self) -> None:
         """The last word to the cluster: our working directory goes, if that is quick."""
@@ -162,13 +166,9 @@ async def serve(config: Config, *, ready: Callable[[], None]) -> None:
         if stopped:
             sd_notify("STOPPING=1")
             with trio.move_on_after(config.drain_timeout):
-                try:
-                    await mounted.everything_there_or_stuck()
-                except F7tfsError as error:
-                    log.warning("stopping: %s", error)
-        left = len(mounted.spool.owed())
-        if left:
-            log.warning("%d uploads stay in the journal for the next mount", left)
+                await mounted.removals.drain(RemotePath("/"))
+        if left := mounted.left():
+            log.warning("%s", left)
 
 
 @contextlib.asynccontextmanager
@@ -199,7 +199,7 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
                 limit=config.cache_size,
                 min_free=config.cache_min_free,
             )
-            spool = Spool(journal_directory, journal, disk)
+            spool = Spool(journal_directory, journal, disk, is_junk_name=is_junk)
             spool.load(Submissions.files_of(journal))
             try:
                 async with trio.open_nursery() as nursery:
@@ -334,7 +334,6 @@ async def _assemble(
         breaker=cluster.breaker,
         delay=config.writeback_delay,
         hold=config.temp_hold,
-        is_junk=is_junk,
     )
     removals = Removals(namespace, catalog, spool, uploads, journal, cluster.breaker)
     submissions = Submissions(
@@ -355,7 +354,10 @@ async def _assemble(
         noatime=config.readers.noatime,
     )
     sniffing = Sniffing(readers, Heads(cluster, per_minute=config.readers.heads))
-    floors = Floors(spool, cache, downloads, uploads, disk, callers, config.hostname)
+    floors = Floors(
+        spool, cache, downloads, uploads, disk, callers, config.hostname,
+        fsync_waits=config.fsync == "cluster",
+    )  # fmt: skip
     remote = RemoteWing(
         catalog, namespace, removals, workplace, times, floors, identity, sniffing, root=root
     )
@@ -367,6 +369,7 @@ async def _assemble(
         "since": time.time(),
         "version": __version__,
         "dialect": cluster.capabilities.dialect,
+        "journal": str(spool.directory.parent),
     }
     report = Report(
         about,
@@ -378,6 +381,7 @@ async def _assemble(
         lambda: cluster.calls,
         lambda: (cluster.breaker.since, cluster.breaker.reason),
         readers,
+        root=root,
     )
     overlays: dict[str, Wing] = {}
     if config.jobs.enabled:
@@ -395,35 +399,13 @@ async def _assemble(
             partition=config.jobs.partition,
             interval=config.jobs.poll_interval,
         )
-    mounted = Mounted(spool, cache, uploads, removals, floors, workplace)
-
-    async def flush(_: str) -> None:
-        await mounted.everything_there()
-
-    async def refresh(path: str) -> None:
-        if path.strip("/"):
-            catalog.forget(join(root, path.strip("/")))
-            catalog.forget_tree(join(root, path.strip("/")))
-        else:
-            catalog.forget_all()
-
-    async def retry(_: str) -> None:
-        uploads.retry()
-
-    async def fetch(path: str) -> None:
-        where = join(root, path.strip("/"))
-        if ".." in path.split("/"):
-            raise NotFound(path)
-        if spool.at(where) is None:
-            attributes = await catalog.attributes(where, fresh=True)
-            async with downloads.complete(where, attributes, unlimited=True):
-                log.info("%s is in the cache", where)
-
+    levers = Levers(root, spool, catalog, uploads, removals, downloads, submissions)
+    mounted = Mounted(spool, cache, uploads, removals, floors, workplace, levers)
     overlays[CONTROL] = ControlWing(
         report,
         callers,
         log=recent_lines,
-        levers={"flush": flush, "refresh": refresh, "retry": retry, "fetch": fetch},
+        levers=levers.by_name(),
     )
     mounted.tree = Tree(remote, overlays, callers, readers)
     nursery.start_soon(keep_running, callers.watch)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import trio
@@ -22,7 +23,7 @@ from f7tfs.content.disk import Disk, free_space, sync_directory, write_all
 from f7tfs.content.journal import Journal, Record, UploadRecord
 from f7tfs.errors import NoLocalSpace
 from f7tfs.faultpoints import reached
-from f7tfs.model import Fingerprint, RemotePath, is_within
+from f7tfs.model import Fingerprint, RemotePath, is_within, name_of
 
 log = logging.getLogger("f7tfs.spool")
 RESERVE = 64 << 20  # bytes of the local disk that writing leaves free for journal and log
@@ -62,7 +63,9 @@ class SpoolEntry:
         permissions: int,
         mtime_ns: int,
         created: float,
+        is_junk_name: Callable[[str], bool],
     ) -> None:
+        self._is_junk_name = is_junk_name
         self.id = entry_id
         self.path = path
         self.fd = fd
@@ -75,6 +78,7 @@ class SpoolEntry:
         self.version = 1
         self.journaled = 0  # the generation that the journal knows
         self.writers = 0  # open handles that may write
+        self.openers = 0  # open files (one for all handles of an inode)
         self.is_moving = False  # a directory above it is being renamed on the cluster
         self.is_running = False  # an attempt is under way or waits for its place
         self.users = 0  # whoever needs the descriptor: handles and transfers
@@ -86,6 +90,7 @@ class SpoolEntry:
         self.attempts = 0
         self.cancels = 0  # how many of them somebody else cancelled
         self.error: str | None = None
+        self.errno = errno.EIO  # of `error`, for whoever waits for it
         self.sent = 0  # bytes of the current attempt, for progress
         # Of the attempt under way; they survive a restart through the journal.
         self.temporary: RemotePath | None = None
@@ -105,14 +110,16 @@ class SpoolEntry:
 
     @property
     def is_junk(self) -> bool:
-        """Held for ever: a swap file or a desktop's dropping."""
-        return self.state is State.HELD and self.due == float("inf")
+        """It never travels: a swap file or a desktop's dropping."""
+        return self.hold and self._is_junk_name(name_of(self.path))
 
     @property
     def is_owed(self) -> bool:
+        if self.is_junk:
+            return False
         if self.state is State.OPEN:
             return self.journaled == self.generation
-        return self.state is not State.GONE and not self.is_junk
+        return self.state is not State.GONE
 
     @property
     def is_gone(self) -> bool:
@@ -158,7 +165,15 @@ class SpoolEntry:
 class Spool:
     """All dirty files of one journal."""
 
-    def __init__(self, directory: Path, journal: Journal, disk: Disk) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        journal: Journal,
+        disk: Disk,
+        *,
+        is_junk_name: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._is_junk_name = is_junk_name
         self._directory = directory / "spool"
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._journal = journal
@@ -210,6 +225,7 @@ class Spool:
             permissions=permissions,
             mtime_ns=time.time_ns(),
             created=time.time(),
+            is_junk_name=self._is_junk_name,
         )
 
     def enter(self, entry: SpoolEntry) -> None:
@@ -337,6 +353,7 @@ class Spool:
                 permissions=record.permissions,
                 mtime_ns=record.mtime_ns,
                 created=record.created,
+                is_junk_name=self._is_junk_name,
             )
             entry.temporary = RemotePath(record.temporary) if record.temporary else None
             entry.ticket, entry.form_sent = record.ticket, record.sent

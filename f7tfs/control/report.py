@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+import trio
 
 from f7tfs.content.cache import Cache
-from f7tfs.content.spool import Spool, State
+from f7tfs.content.spool import Spool, SpoolEntry, State
+from f7tfs.model import RemotePath
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.submit import Submissions
@@ -34,7 +36,10 @@ class Report:
         calls: Callable[[], Mapping[str, int]],
         offline: Callable[[], tuple[float | None, str]],
         readers: Readers,
+        *,
+        root: RemotePath,
     ) -> None:
+        self._root = root
         self._readers = readers
         self._offline = offline
         self._about = dict(about)
@@ -53,7 +58,7 @@ class Report:
             "online": since is None,
             "offline": None if since is None else {"since": since, "reason": reason},
             "uploads": self._uploads(),
-            "removals": {"pending": len(self._removals)},
+            "removals": self._removals_left(),
             "transfers": self.transfers(),
             "jobs": self._jobs(),
             "cache": {
@@ -68,26 +73,55 @@ class Report:
         }
 
     def _uploads(self) -> dict[str, Any]:
-        items = [
-            {
-                "path": entry.path,
-                "state": _WORDS.get(entry.state, entry.state.value),
-                "size": entry.size,
-                "sent": entry.sent if entry.state is State.UPLOADING else 0,
-                "error": entry.error,
-                "since": entry.created,
-            }
-            for entry in self._spool
-        ]
+        items = [self._upload(entry) for entry in self._spool]
         owed = [item for item in items if item["state"] in {"pending", "uploading"}]
         return {
             "pending": len(owed),
             "bytes": sum(item["size"] for item in owed),
             "stuck": sum(item["state"] == "stuck" for item in items),
-            "held": sum(item["state"] == "held" for item in items),
+            "held": sum(item["state"] == "held" and not item["junk"] for item in items),
             "open": sum(item["state"] == "dirty" for item in items),
             "items": items,
         }
+
+    def _upload(self, entry: SpoolEntry) -> dict[str, Any]:
+        """`name` is below the mount, `path` on the cluster; times are epoch seconds. `base` is
+        the version on the cluster that the changes began from."""
+        return {
+            "id": entry.id,
+            "path": entry.path,
+            "name": self._below(entry.path),
+            "state": _WORDS.get(entry.state, entry.state.value),
+            "size": entry.size,
+            "sent": entry.sent if entry.state is State.UPLOADING else 0,
+            "error": entry.error,
+            "since": entry.created,
+            "modified": entry.mtime_ns / 1e9,
+            "permissions": entry.permissions,
+            "attempts": entry.attempts,
+            "next_try": self._next_try(entry),
+            "open": entry.openers > 0,
+            "junk": entry.is_junk,
+            "in_place": entry.in_place,
+            "base": None if entry.base is None else [entry.base.size, entry.base.mtime],
+            "awaited_by": [drop.name for drop in self._submissions.held_behind(entry)],
+        }
+
+    def _next_try(self, entry: SpoolEntry) -> float | None:
+        waits = entry.state in {State.QUEUED, State.HELD} and not entry.is_running
+        if not waits or entry.is_junk or self._offline()[0] is not None:
+            return None
+        return time.time() + max(0.0, entry.due - trio.current_time())
+
+    def _below(self, path: str) -> str:
+        return path[len(self._root.rstrip("/")) + 1 :]
+
+    def _removals_left(self) -> dict[str, Any]:
+        items = [
+            {"path": one.path, "name": self._below(one.path), "is_directory": one.is_directory}
+            for one in self._removals.within(RemotePath("/"))
+        ]
+        return {"pending": len(items), "items": items}
 
     def transfers(self) -> list[dict[str, Any]]:
         return [

@@ -1,8 +1,6 @@
 """`.f7tfs/`: the mount's own state to read, and its levers to write. Not listed at the root.
 
-Writing to `flush` waits until everything is on the cluster and fails with EIO if something is
-stuck; `refresh` takes a path below the mount and drops its cached metadata; `retry` queues what is
-stuck again; `fetch` takes a path and waits until the file is in the cache, whatever its size.
+What writing to a lever does is in `levers`.
 """
 
 from __future__ import annotations
@@ -10,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
+from f7tfs.control.levers import Lever
 from f7tfs.control.report import Report
 from f7tfs.errors import IsADirectory, NotFound, NotPermitted
 from f7tfs.model import Kind
@@ -39,7 +38,7 @@ class ControlWing(Wing):
         callers: Callers,
         *,
         log: Callable[[], list[str]],
-        levers: dict[str, Callable[[str], Awaitable[None]]],
+        levers: dict[str, Lever],
     ) -> None:
         self._texts: dict[str, Callable[[], str]] = {
             "status": report.text,
@@ -49,6 +48,7 @@ class ControlWing(Wing):
             "log": lambda: "".join(f"{line}\n" for line in log()),
         }
         self._levers = levers
+        self._sizes: dict[str, int] = {}
         self._callers = callers
         self._uid, self._gid = os.getuid(), os.getgid()
 
@@ -66,15 +66,17 @@ class ControlWing(Wing):
         if name in {"", OUTSIDE}:
             return self._shown(Kind.DIRECTORY, 0o555, 0)
         if name in self._texts:
-            return self._shown(
-                Kind.FILE, 0o444, len(self._texts[name]().encode(errors="backslashreplace"))
-            )
+            # Good enough: these files are read past the kernel's cache, until they end.
+            size = self._sizes[name] if name in self._sizes else len(self._text(name))
+            return self._shown(Kind.FILE, 0o444, size)
         if name in self._levers:
             return self._shown(Kind.FILE, 0o200, 0)
         raise NotFound(name)
 
     def _text(self, name: str) -> bytes:
-        return self._texts[name]().encode(errors="backslashreplace")
+        text = self._texts[name]().encode(errors="backslashreplace")
+        self._sizes[name] = len(text)
+        return text
 
     def _shown(self, kind: Kind, permissions: int, size: int) -> Look:
         return Look(kind, permissions, size, time.time_ns(), self._uid, self._gid, timeout=0.0)
@@ -104,9 +106,7 @@ class ControlWing(Wing):
 class _Lever(PassiveHandle):
     """Each write pulls once, with the text that was written."""
 
-    def __init__(
-        self, pull: Callable[[str], Awaitable[None]], callers: Callers, caller: Caller
-    ) -> None:
+    def __init__(self, pull: Lever, callers: Callers, caller: Caller) -> None:
         self._pull = pull
         self._callers = callers
         self._pid = caller.pid

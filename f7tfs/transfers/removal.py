@@ -45,6 +45,7 @@ class Removals:
         self._journal = journal
         self._turn = trio.Lock()  # tombstones are executed one after the other, in their order
         self._wake = trio.Event()
+        self._ended = trio.Event()  # replaced whenever a tombstone ends
         self._tries: dict[str, int] = {}
         self._records: dict[RemotePath, RemovalRecord] = {
             RemotePath(one.path): one for one in journal.load(RemovalRecord)
@@ -135,6 +136,20 @@ class Removals:
                 self._uploads.hurry(self._waits_for(record))
                 await self._execute(record)
 
+    async def drain(self, directory: RemotePath) -> list[SpoolEntry]:
+        """Wait until everything at and below `directory` is as it is here, uploads and removals;
+        returns the uploads that are stuck."""
+        while True:
+            stuck = await self._uploads.drain(directory)
+            if not any(True for _ in self.within(directory)):
+                return stuck
+            ended = self._ended
+            try:
+                await self.execute_now(directory)
+            except F7tfsError as error:
+                log.debug("a removal waits for its next try: %s", error)
+                await ended.wait()  # `run` tries again
+
     def steady(self) -> trio.Lock:
         """Held while a name changes on the cluster: no tombstone is carried out meanwhile."""
         return self._turn
@@ -220,3 +235,5 @@ class Removals:
         if self._records.get(RemotePath(record.path)) is record:
             del self._records[RemotePath(record.path)]
         self._catalog.forget(RemotePath(record.path))
+        event, self._ended = self._ended, trio.Event()
+        event.set()

@@ -98,6 +98,10 @@ class Submissions:
         found = [self._spool.by_id(entry_id) for entry_id in record.uploads]
         return [entry for entry in found if entry is not None]
 
+    def held_behind(self, entry: SpoolEntry) -> list[SubmitRecord]:
+        """Submissions that wait for this upload."""
+        return [one for one in self.all() if one.state == "held" and entry.id in one.uploads]
+
     # Dropping.
 
     async def drop(self, name: str, script: bytes) -> SubmitRecord:

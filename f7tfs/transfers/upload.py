@@ -7,7 +7,7 @@ parallel. How one attempt travels is in `attempt`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import trio
 
@@ -19,11 +19,13 @@ from f7tfs.errors import (
     RateLimited,
     ServerError,
     StagingFailed,
+    Stuck,
     Unauthorized,
     Unreachable,
+    errno_of,
 )
 from f7tfs.faultpoints import reached
-from f7tfs.model import name_of
+from f7tfs.model import RemotePath
 from f7tfs.transfers.attempt import Attempts, Superseded
 
 log = logging.getLogger("f7tfs.upload")
@@ -43,7 +45,6 @@ class Uploads:
         breaker: Breaker,
         delay: float,
         hold: float,
-        is_junk: Callable[[str], bool],
     ) -> None:
         self._breaker = breaker
         self._spool = spool
@@ -51,7 +52,6 @@ class Uploads:
         self._nursery = nursery
         self._delay = delay
         self._hold = hold
-        self._is_junk = is_junk
         self._wake = trio.Event()
 
     # What the tree tells.
@@ -77,7 +77,7 @@ class Uploads:
         self._poke()
 
     def _hold_until(self, entry: SpoolEntry) -> float:
-        if self._is_junk(name_of(entry.path)):
+        if entry.is_junk:
             return float("inf")
         return trio.current_time() + self._hold
 
@@ -120,13 +120,16 @@ class Uploads:
         except Exception:
             log.exception("in the background")
 
-    def retry(self) -> None:
-        """Queue stuck files again, now."""
-        for entry in self._spool:
+    def retry(self, entries: Iterable[SpoolEntry]) -> None:
+        """Queue stuck files again, now; those that wait for their next try have it now."""
+        for entry in entries:
             if entry.state is State.STUCK:
                 self._requeue(entry, 0.0)
                 entry.attempts = entry.cancels = 0
                 self.later(self._spool.save, entry)
+            elif entry.state is State.QUEUED and entry.attempts:
+                entry.due = trio.current_time()
+        self._poke()
 
     def hurry(self, entries: Collection[SpoolEntry]) -> None:
         """No more delay for these: somebody waits."""
@@ -157,11 +160,28 @@ class Uploads:
                 return stuck
             await self._spool.changed.wait()
 
-    async def drain(self) -> list[SpoolEntry]:
-        """Everything that was closed, to the cluster now; returns what is stuck."""
-        owed = self._spool.owed()
+    async def drain(self, directory: RemotePath) -> list[SpoolEntry]:
+        """Everything at or below `directory` that was closed, to the cluster now, also what is
+        held under a temporary name; returns what is stuck."""
+        owed = [one for one in self._spool.within(directory) if one.is_owed]
         self.hurry(owed)
         return await self.settled(owed)
+
+    async def bring(self, entry: SpoolEntry) -> None:
+        """Wait until the cluster has what the entry holds now, however often it is written to
+        meanwhile. Junk stays here. Raises Stuck."""
+        version = entry.version
+        while not entry.is_gone and entry.published < version:
+            if entry.journaled != entry.generation:
+                await self._spool.commit(entry)
+                continue
+            if entry.is_junk:
+                return
+            if entry.state is State.STUCK:
+                raise Stuck(f"{entry.path} is stuck: {entry.error}", entry.errno)
+            if entry.state in {State.OPEN, State.HELD} or not entry.is_hurried:
+                self.hurry([entry])  # once: it wakes whoever waits
+            await self._spool.changed.wait()
 
     # Running.
 
@@ -235,7 +255,7 @@ class Uploads:
             return
         entry.attempts += 1
         entry.cancels += isinstance(error, Cancelled)
-        entry.error = str(error) or type(error).__name__
+        entry.error, entry.errno = str(error) or type(error).__name__, errno_of(error)
         if entry.state is not State.UPLOADING:
             return  # open again, or moved: closing queues it anew
         if may_pass(error, entry.attempts, entry.cancels):

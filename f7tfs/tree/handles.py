@@ -41,6 +41,8 @@ class Floors:
         disk: Disk,
         callers: Callers,
         hostname: str,
+        *,
+        fsync_waits: bool = False,
     ) -> None:
         self.spool = spool
         self.cache = cache
@@ -49,6 +51,7 @@ class Floors:
         self.disk = disk
         self.callers = callers
         self.hostname = hostname
+        self.fsync_waits = fsync_waits  # fsync(2) means: on the cluster
         self.waits_in_open = False  # the kernel lets too few reads wait (FUSE.md)
 
     def reserve(self, size: int) -> None:
@@ -84,10 +87,12 @@ class Shared:
         if entry is not self.entry:
             self._detach_entry()
             self.entry = entry
+            entry.openers += 1
             self._floors.spool.use(entry)
 
     def _detach_entry(self) -> None:
         if self.entry is not None:
+            self.entry.openers -= 1
             self._floors.spool.leave(self.entry)
             self.entry = None
 
@@ -294,12 +299,21 @@ class RemoteHandle:
 
     async def flush(self, caller: Caller) -> None:
         """close() of one descriptor: what was written is durable when this returns."""
-        await self.sync()
+        await self._commit()
 
-    async def sync(self) -> None:
+    async def _commit(self) -> None:
         entry = self.shared.entry
         if self._writes and entry is not None:
             await self._floors.spool.commit(entry)
+
+    async def sync(self) -> None:
+        """fsync(2): durable here, or on the cluster where the configuration wants that. A reader's
+        descriptor will do, as it does for a local file. Raises Stuck."""
+        await self._commit()
+        entry = self.shared.entry
+        if self._floors.fsync_waits and entry is not None:
+            with self._floors.callers.interruptible(self._pid):
+                await self._floors.uploads.bring(entry)
 
     async def release(self) -> None:
         """The last descriptor is gone: the upload becomes due."""
