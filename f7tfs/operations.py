@@ -32,6 +32,7 @@ BLOCK_SIZE = 1 << 20  # st_blksize: cp then writes 1 MiB at a time, 3.3 times as
 MAX_TASKS = 2000  # stalled requests must not stop others (FUSE.md)
 MAX_BACKGROUND, CONGESTION = 1000, 900
 READ_AHEAD = 1024  # KiB; the kernel then asks in pieces of up to 1 MiB, with an eighth of the work
+CAPABILITIES = b"security.capability"  # the kernel asks for it before every write
 BDI = Path("/sys/class/bdi")
 CONTROL = Path("/sys/fs/fuse/connections")
 
@@ -327,6 +328,8 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if name == CAPABILITIES:
+            raise pyfuse3.FUSEError(errno.ENOTSUP)
         with self._tree.callers.interruptible():
             return await self._tree.attribute(inode, _text(name))
 

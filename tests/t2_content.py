@@ -196,6 +196,39 @@ def test_a_full_disk_refuses_before_it_accepts(box: Box) -> None:
     assert spool_module.RESERVE > 0
 
 
+def test_others_may_fill_the_disk_meanwhile(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Space: "writing reserves before it accepts", and looks again before what was found free can
+    be gone: a quarter of what stays free is written without a look, at most."""
+    RESERVE, MiB = spool_module.RESERVE, 1 << 20
+    free = [RESERVE + 40 * MiB]
+    monkeypatch.setattr(spool_module, "free_space", lambda path: free[0])
+    box.spool.reserve(MiB)
+    free[0] = RESERVE - 1
+    written = 0
+    with pytest.raises(NoLocalSpace):
+        while True:
+            box.spool.reserve(MiB)
+            written += MiB
+    assert written == RESERVE // 4
+    free[0] = RESERVE + MiB  # and of little that is left, no more than that
+    box.spool.reserve(MiB)
+    free[0] -= MiB
+    with pytest.raises(NoLocalSpace):
+        box.spool.reserve(MiB)
+
+
+def test_the_disk_begins_before_the_close(box: Box) -> None:
+    """Writing: close() of a large file waits for the end of the writing only; a file that is gone
+    meanwhile is no trouble."""
+    entry = box.file()
+    entry.write(0, bytes(1 << 20))
+    assert entry.unflushed >= 1 << 20
+    box.run(box.spool.write_back, entry)
+    assert (entry.unflushed, entry.users) == (0, 0)
+    box.spool.unlink(entry)
+    box.run(box.spool.write_back, entry)
+
+
 # The journal.
 
 

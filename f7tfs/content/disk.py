@@ -72,24 +72,37 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> int:
     return done
 
 
+_START = 2  # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
+
+
+def start_writeback(fd: int) -> None:
+    """Let the disk begin to write what a file has in memory only; nothing is promised. It may
+    wait for a busy disk. Raises OSError where the file system cannot."""
+    if _libc().sync_file_range(fd, 0, 0, _START) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
 _KEEP_SIZE_AND_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE of fallocate(2)
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Give the disk back what a file holds in this range. Raises OSError where the file system
     cannot."""
-    if _fallocate()(fd, _KEEP_SIZE_AND_PUNCH, offset, length) != 0:
+    if _libc().fallocate(fd, _KEEP_SIZE_AND_PUNCH, offset, length) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 @functools.cache
-def _fallocate() -> Callable[[int, int, int, int], int]:
-    """fallocate(2) with flags, which the standard library does not have."""
-    function = ctypes.CDLL(None, use_errno=True).fallocate
-    function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    found: Callable[[int, int, int, int], int] = function
-    return found
+def _libc() -> ctypes.CDLL:
+    """For what the standard library does not have."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    library.sync_file_range.argtypes = [
+        ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint,
+    ]  # fmt: skip
+    return library
 
 
 def sync_directory(path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from f7tfs.content.disk import Disk, free_space, sync_directory, write_all
+from f7tfs.content.disk import Disk, free_space, start_writeback, sync_directory, write_all
 from f7tfs.content.journal import Journal, Record, UploadRecord
 from f7tfs.errors import NoLocalSpace
 from f7tfs.faultpoints import reached
@@ -27,6 +27,7 @@ from f7tfs.model import Fingerprint, RemotePath, is_within, name_of
 
 log = logging.getLogger("f7tfs.spool")
 RESERVE = 64 << 20  # bytes of the local disk that writing leaves free for journal and log
+AHEAD = 32 << 20  # bytes written after which the disk begins, ahead of the fsync of close()
 
 
 class State(enum.Enum):
@@ -79,6 +80,7 @@ class SpoolEntry:
         self.journaled = 0  # the generation that the journal knows
         self.writers = 0  # open handles that may write
         self.openers = 0  # open files (one for all handles of an inode)
+        self.unflushed = 0  # bytes written since the disk was last told to begin with them
         self.is_moving = False  # a directory above it is being renamed on the cluster
         self.is_running = False  # an attempt is under way or waits for its place
         self.users = 0  # whoever needs the descriptor: handles and transfers
@@ -149,6 +151,7 @@ class SpoolEntry:
 
     def write(self, offset: int, data: bytes) -> int:
         done = write_all(self.fd, data, offset)
+        self.unflushed += done
         self._changed()
         return done
 
@@ -178,6 +181,7 @@ class Spool:
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._journal = journal
         self._disk = disk
+        self._granted = 0  # bytes that may be written before the disk is looked at again
         self._by_path: dict[RemotePath, SpoolEntry] = {}
         self._by_id: dict[str, SpoolEntry] = {}
         self.changed = trio.Event()  # replaced at every change of a state; wait for the present one
@@ -247,9 +251,16 @@ class Spool:
         return self._directory
 
     def reserve(self, size: int) -> None:
-        """Refuse what the disk cannot hold. Raises NoLocalSpace."""
-        if free_space(self._directory) < RESERVE + size:
+        """Refuse what the disk cannot hold. Raises NoLocalSpace. Others fill the disk as well, so
+        it is looked at again after a quarter of what is left free, not before every write."""
+        if 0 < size <= self._granted:
+            self._granted -= size
+            return
+        self._granted = 0
+        left = free_space(self._directory) - RESERVE - size
+        if left < 0:
             raise NoLocalSpace("the disk that holds the spool is full")
+        self._granted = min(left, RESERVE // 4)
 
     def move(self, entry: SpoolEntry, state: State) -> None:
         """The one gatekeeper of the states."""
@@ -284,6 +295,20 @@ class Spool:
             await self.save(entry)
             entry.journaled = max(entry.journaled, generation)
             reached("spool.recorded")
+
+    async def write_back(self, entry: SpoolEntry) -> None:
+        """Let the disk begin: close() of a large file then waits for its end only (measured,
+        docs/decisions/0012)."""
+        entry.unflushed = 0
+        if entry.fd < 0:
+            return
+        self.use(entry)
+        try:
+            await self._disk.run(lambda: start_writeback(entry.fd))
+        except OSError as error:
+            log.debug("%r: %s", entry, error)  # the fsync says what counts
+        finally:
+            self.leave(entry)
 
     def _name_for_good(self, entry_id: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # two flushes at once: one of them renames

@@ -360,7 +360,8 @@ class Downloads:
         """The file is longer than what is here: only the new bytes are asked for, with a few old
         ones to compare. Where the dialect cannot prove them exact, all of it is fetched anew."""
         content = flight.content
-        *_, (first, last) = (0, 0), *(content.unproven or ())
+        ranges = [] if content.unproven is None else list(content.unproven)
+        first, last = ranges[-1] if ranges else (0, 0)
         start = max(first, last - OVERLAP)
         old = os.pread(content.fd, last - start, start)
         cut = next((i for i, byte in enumerate(old[:4]) if byte & 0xC0 != 0x80), 0)

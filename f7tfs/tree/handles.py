@@ -18,7 +18,7 @@ import trio
 from f7tfs.content.cache import Cache
 from f7tfs.content.cachefile import CacheFile
 from f7tfs.content.disk import Disk
-from f7tfs.content.spool import RESERVE, Spool, SpoolEntry, State
+from f7tfs.content.spool import AHEAD, RESERVE, Spool, SpoolEntry, State
 from f7tfs.errors import Changed, NoLocalSpace, Unreachable
 from f7tfs.model import Attributes, Fingerprint, RemotePath
 from f7tfs.transfers.attempt import conflict_name
@@ -124,6 +124,14 @@ class Shared:
             self.content = self._floors.downloads.content(self.path, self.attributes)
             self._floors.cache.pin(self.content)
         return self.content
+
+    def being_written(self) -> SpoolEntry | None:
+        """The dirty file, if one more write changes nothing but its bytes: it is open, and nobody
+        counts on what it held before."""
+        entry = self.entry
+        if entry is None or self.is_replaced or entry.state is not State.OPEN or entry.is_owed:
+            return None
+        return entry
 
     async def dirty(self, keep: bool, caller_pid: int) -> SpoolEntry:
         """The spool entry to write to; made from the version that was opened, if `keep`. What was
@@ -270,10 +278,15 @@ class RemoteHandle:
             self._reads = None
 
     async def write(self, offset: int, data: bytes) -> int:
-        entry = await self.dirty(keep=True)
+        entry = self.shared.being_written()
+        if entry is None or entry is not self._counted:
+            entry = await self.dirty(keep=True)
         try:
             self._floors.reserve(len(data))
-            return entry.write(entry.size if self._appends else offset, data)
+            done = entry.write(entry.size if self._appends else offset, data)
+            if entry.unflushed >= AHEAD:
+                self._floors.uploads.later(self._floors.spool.write_back, entry)
+            return done
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise NoLocalSpace("the disk that holds the spool is full") from error
