@@ -281,6 +281,7 @@ async def _assemble(
     nursery: trio.Nursery,
 ) -> Mounted:
     root = view.root
+    storage = storage.carried_by(Mover(nursery, stall_timeout=config.stall_timeout))
     times = Times(journal)
     catalog = Catalog(
         cluster,
@@ -301,7 +302,6 @@ async def _assemble(
     downloads = Downloads(
         cluster,
         storage,
-        Mover(nursery, stall_timeout=config.stall_timeout),
         catalog,
         cache,
         workplace,

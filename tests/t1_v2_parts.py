@@ -17,7 +17,7 @@ import trio
 from loopback import Answer, Asked, Drop, Loopback, loopback
 
 from f7tfs import errors
-from f7tfs.api import staging
+from f7tfs.api import objects
 from f7tfs.api.http import StorageClient
 from f7tfs.api.port import UploadParts
 from f7tfs.api.staging import StagingArea
@@ -98,7 +98,7 @@ def send(
                     parts,
                     file.fileno(),
                     size,
-                    on_progress=None if progress is None else progress.append,
+                    on_progress=(lambda sent: None) if progress is None else progress.append,
                 )
 
         trio.run(main)
@@ -107,7 +107,7 @@ def send(
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "RETRY_PAUSE", 0.01)
+    monkeypatch.setattr(objects, "RETRY_PAUSE", 0.01)
 
 
 def failing(kind: type[F7tfsError], store: Store, *args: Any, **options: Any) -> F7tfsError:

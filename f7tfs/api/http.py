@@ -394,7 +394,6 @@ class StorageClient:
         method: str,
         url: str,
         *,
-        params: Mapping[str, str],
         headers: Mapping[str, str],
         length: int,
         content: AsyncIterator[bytes],
@@ -403,7 +402,7 @@ class StorageClient:
         with _StorageFaults():
             response = await self._client.request(
                 method,
-                httpx.URL(url).copy_merge_params(params) if params else url,
+                url,
                 headers={**headers, "Content-Length": str(length)},
                 content=content,
             )

@@ -1,13 +1,15 @@
 """Bulk data by a process of its own (PERFORMANCE "Both at once"): the daemon's interpreter only
-serves reads, and the bytes reach the cache file at the speed of the link.
+serves the kernel, and the bytes move between files and the object store at the speed of the link.
 
 Started on demand, started again when it died, ended with the daemon. It is given a presigned
-link, a range and a descriptor; it never sees the bearer token. See `mover_worker` for its words.
+link or a form, a range and a descriptor; it never sees the bearer token. See `mover_worker` for its
+words.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import subprocess
@@ -19,15 +21,24 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
-from f7tfs.api.staging import FetchResult, refusal
-from f7tfs.errors import F7tfsError, NoLocalSpace, ServerError, Stalled, Unreachable, Unsupported
+from f7tfs.api.replies import Reply
+from f7tfs.api.store import FetchResult, OnSent, Outgoing, refusal
+from f7tfs.errors import (
+    Changed,
+    F7tfsError,
+    NoLocalSpace,
+    ServerError,
+    Stalled,
+    Unreachable,
+    Unsupported,
+)
 
 log = logging.getLogger("f7tfs.api")
-MESSAGE = 1 << 17  # bytes; the longest word of the worker is an error document
+MESSAGE = 1 << 17  # bytes; the longest words are a form with its fields, and an error document
 
 
 class _Word(msgspec.Struct):
-    """What the worker says of a range."""
+    """What the worker says of an order."""
 
     id: int
     at: int | None = None
@@ -40,11 +51,11 @@ class _Word(msgspec.Struct):
 
 
 class _Order:
-    """A range under way, as its asker sees it."""
+    """A range or a body under way, as its asker sees it."""
 
-    def __init__(self, start: int, on_arrival: Callable[[int, int], None]) -> None:
+    def __init__(self, start: int, on_progress: Callable[[int, int], None]) -> None:
         self.at = start
-        self.on_arrival = on_arrival
+        self.on_progress = on_progress
         self.done = trio.Event()
         self.last: _Word | None = None  # None at the end: the worker died
 
@@ -95,14 +106,14 @@ class _Process:
             return
         if word.at is not None:
             start, order.at = order.at, word.at
-            order.on_arrival(start, word.at)
+            order.on_progress(start, word.at)
         if word.done:
             order.last = word
             order.done.set()
 
 
 class Mover:
-    """`stall_timeout`: seconds without a byte after which a range is given up."""
+    """`stall_timeout`: seconds without a byte after which a transfer is given up."""
 
     def __init__(self, nursery: trio.Nursery, *, stall_timeout: float) -> None:
         self._nursery = nursery
@@ -116,7 +127,7 @@ class Mover:
         return self._process.pid if self._process and self._process.is_alive else None
 
     def carries(self, link: str) -> bool:
-        """Whether it can read this link: a proxy is left to httpx."""
+        """Whether it can use this link: a proxy is left to httpx."""
         parts = urlsplit(link)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             return False
@@ -126,13 +137,16 @@ class Mover:
         return bool(urllib.request.proxy_bypass(parts.hostname))
 
     def warm_up(self) -> None:
-        """Start the process, so that the first range does not wait for it."""
-        with contextlib.suppress(OSError):
+        """Start the process, so that the first bytes do not wait for it."""
+        with contextlib.suppress(Unsupported):
             self._running()
 
     def _running(self) -> _Process:
         if self._process is None or not self._process.is_alive:
-            self._process = _Process()
+            try:
+                self._process = _Process()
+            except OSError as error:
+                raise Unsupported(f"no data process: {error}") from error
             self._nursery.start_soon(self._process.listen)
         return self._process
 
@@ -145,25 +159,42 @@ class Mover:
         Raises LinkExpired, Unreachable (also when the process died: what arrived is right),
         Stalled, ServerError, NoLocalSpace; Unsupported where the store knows no ranges.
         """
-        try:
-            process = self._running()
-        except OSError as error:
-            raise Unsupported(f"no data process: {error}") from error
+        order = _Order(start, on_arrival)
+        last = await self._carry(order, fd, {"link": link, "start": start, "end": end})
+        if last.status is not None:
+            raise refusal(last.status, last.text)
+        reached = end if last.total is None else min(end, last.total)
+        if order.at < reached:
+            on_arrival(order.at, reached)
+        return FetchResult(last.total, last.etag, max(0, reached - start))
+
+    async def send(self, request: Outgoing, fd: int, on_sent: OnSent) -> Reply:
+        """A request with bytes of the file `fd`; the answer, whatever it says, with its ETag and
+        the beginning of its body.
+
+        Raises Unreachable (also when the process died), Stalled, Changed when the file is shorter
+        than it should be, OSError where it cannot be read.
+        """
+        order = _Order(0, lambda _, at: on_sent(at))
+        last = await self._carry(order, fd, {"send": request})
+        assert last.status is not None
+        headers = {"etag": last.etag} if last.etag else {}
+        return Reply(last.status, headers, last.text.encode())
+
+    async def _carry(self, order: _Order, fd: int, words: dict[str, object]) -> _Word:
+        """Give an order, and wait for its last word. Who leaves ends it."""
+        process = self._running()
         self._numbers += 1
         number = self._numbers
-        order = process.orders[number] = _Order(start, on_arrival)
+        process.orders[number] = order
         try:
-            words = {
-                "id": number, "link": link, "start": start, "end": end,
-                "timeout": self._stall_timeout,
-            }  # fmt: skip
             with contextlib.suppress(Unreachable):  # it is dead: `done` says so
-                await _say(process, words, fd)
+                await _say(process, {"id": number, "timeout": self._stall_timeout, **words}, fd)
             await order.done.wait()
         except trio.Cancelled:
             with trio.move_on_after(1, shield=True), contextlib.suppress(F7tfsError):
                 await _say(process, {"cancel": number})
-                # Its thread must not write into the file after we are gone.
+                # Its thread must not use the file after we are gone.
                 await order.done.wait()
             raise
         finally:
@@ -173,16 +204,15 @@ class Mover:
             raise Unsupported("the data process cannot run")
         if last is None:
             raise Unreachable("the data process ended")
-        if last.error is not None or last.status is not None:
+        if last.error is not None:
             raise _failure(last)
-        reached = end if last.total is None else min(end, last.total)
-        if order.at < reached:
-            on_arrival(order.at, reached)
-        return FetchResult(last.total, last.etag, max(0, reached - start))
+        return last
 
 
 async def _say(process: _Process, words: dict[str, object], fd: int | None = None) -> None:
     message = msgspec.json.encode(words)
+    if len(message) > MESSAGE:
+        raise Unsupported("a form that is too long for the data process")
     ancillary = []
     if fd is not None:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))]
@@ -193,15 +223,17 @@ async def _say(process: _Process, words: dict[str, object], fd: int | None = Non
             raise Unreachable(f"the data process does not listen: {error}") from error
 
 
-def _failure(word: _Word) -> F7tfsError:
-    if word.status is not None:
-        return refusal(word.status, word.text)
+def _failure(word: _Word) -> F7tfsError | OSError:
     if word.error == "stalled":
         return Stalled("the object store: no byte moved for too long")
     if word.error == "space":
         return NoLocalSpace("the disk that holds the cache is full")
     if word.error == "range":
         return Unsupported(word.text)
+    if word.error == "changed":
+        return Changed(word.text)
+    if word.error == "unreadable":
+        return OSError(errno.EIO, word.text)
     if word.error in {"lost", "short"}:
         return Unreachable(f"the object store: {word.text}")
     return ServerError(f"the data process: {word.error} {word.text}")

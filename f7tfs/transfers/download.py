@@ -16,9 +16,8 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from f7tfs.api.mover import Mover
 from f7tfs.api.port import Cluster, Route
-from f7tfs.api.staging import FetchResult, StagingArea
+from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
 from f7tfs.content.cache import BLOCK, Cache
 from f7tfs.content.cachefile import CacheFile, Snapshot
@@ -53,7 +52,6 @@ class Downloads:
         self,
         cluster: Cluster,
         storage: StagingArea,
-        mover: Mover,
         catalog: Catalog,
         cache: Cache,
         workplace: Workplace,
@@ -65,7 +63,6 @@ class Downloads:
     ) -> None:
         self._cluster = cluster
         self._storage = storage
-        self._mover = mover
         self._catalog = catalog
         self._cache = cache
         self._workplace = workplace
@@ -310,7 +307,7 @@ class Downloads:
                 return
             snapshot = self._links.kept(content)
             if snapshot is None or snapshot.size < content.size:
-                self._mover.warm_up()
+                self._storage.warm_up()
                 snapshot = await self._stage(flight)
         flight.note("downloading")
         began = trio.current_time()
@@ -387,7 +384,14 @@ class Downloads:
             try:
                 if is_over:
                     snapshot, is_over = await self._renew(flight, snapshot), False
-                found = await self._fetch(content, piece, snapshot, end)
+                found = await self._storage.fetch_into(
+                    snapshot.link,
+                    content.fd,
+                    piece.at,
+                    end,
+                    piece.arrived,
+                    lambda data: piece.write(piece.at, data),
+                )
                 if found.total_size not in {None, snapshot.size} or piece.at < end:
                     raise Changed(f"{content.path}: the staged object is another one")
             except LinkExpired:
@@ -412,18 +416,3 @@ class Downloads:
                 log.info("%s: its link has ended; it is staged again", content.path)
                 return await self._stage(flight)
             return content.snapshot
-
-    async def _fetch(
-        self, content: CacheFile, piece: Piece, snapshot: Snapshot, end: int
-    ) -> FetchResult:
-        """Single blocks through the daemon, bulk through the data process."""
-        at = piece.at
-        if end - at > BLOCK and self._mover.carries(snapshot.link):
-            try:
-                return await self._mover.fetch(snapshot.link, content.fd, at, end, piece.arrived)
-            except Unsupported as error:
-                log.info("%s: %s; the daemon reads it itself", content.path, error)
-                at = piece.at
-        return await self._storage.fetch(
-            snapshot.link, lambda data: piece.write(piece.at, data), start=at, length=end - at
-        )

@@ -156,6 +156,7 @@ class Routes:
         size, ticket = entry.size, ticket_of(entry)
         first: Callable[[Progress], None] | None = None
         if ticket is None:
+            self._storage.warm_up()
             ticket = await self._cluster.stage_upload(target, size)
             reached("upload.ticket-given")
             entry.ticket, entry.form_sent = msgspec.json.encode(ticket).decode(), False
