@@ -47,6 +47,7 @@ from f7tfs.model import Identity, Kind, RemotePath, Stat, join, remote_path
 from f7tfs.operations import Door, Operations
 from f7tfs.service import recent_lines, sd_notify
 from f7tfs.transfers.attempt import Attempts
+from f7tfs.transfers.checksums import Checksums
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.heads import Heads
 from f7tfs.transfers.links import Links
@@ -359,7 +360,16 @@ async def _assemble(
         fsync_waits=config.fsync == "cluster",
     )  # fmt: skip
     remote = RemoteWing(
-        catalog, namespace, removals, workplace, times, floors, identity, sniffing, root=root
+        catalog,
+        namespace,
+        removals,
+        workplace,
+        times,
+        floors,
+        identity,
+        sniffing,
+        Checksums(workplace),
+        root=root,
     )
     about = {
         "system": config.system,

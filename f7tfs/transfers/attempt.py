@@ -28,7 +28,6 @@ from f7tfs.errors import (
     OutcomeUnknown,
     PermissionDenied,
     ServerError,
-    Unsupported,
 )
 from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, Identity, Kind, RemotePath, Stat, join, name_of, parent_of
@@ -207,20 +206,13 @@ class Attempts:
             raise ServerError(f"{entry.path}: {stat.size} of {size} bytes arrived")
         staged = size > self._cluster.capabilities.direct_upload_limit
         if staged and size <= CHECKSUM_LIMIT:
-            theirs = await self._checksum(target)
+            theirs = await self._workplace.checksum(target)
             ours = await self._disk.run(lambda: sha256_of(entry.fd))
             self._require_current(entry, version)
             if theirs != ours:
                 raise ServerError(f"{entry.path}: the checksum on the cluster differs")
         reached("in-place.proven" if entry.in_place else "upload.proven")
         return stat
-
-    async def _checksum(self, path: RemotePath) -> str:
-        try:
-            return await self._cluster.checksum(path)
-        except Unsupported:
-            async with self._workplace.alias(path) as alias:
-                return await self._cluster.checksum(alias)
 
     # Publishing.
 
@@ -342,7 +334,7 @@ class Attempts:
         """After an attempt in place that was cut, the cluster holds a part of our own bytes."""
         if not entry.in_place or there.size > min(entry.size, CHECKSUM_LIMIT):
             return False
-        theirs = await self._checksum(entry.path)
+        theirs = await self._workplace.checksum(entry.path)
         return theirs == await self._disk.run(lambda: sha256_of(entry.fd, there.size))
 
     # Clean.

@@ -33,6 +33,7 @@ from f7tfs.errors import (
     PermissionDenied,
     QuotaExceeded,
     ReadOnly,
+    Unsupported,
 )
 from f7tfs.model import Kind, RemotePath, is_within, join, name_of, parent_of
 
@@ -174,6 +175,16 @@ class Workplace:
         else:
             async with self.alias(path) as alias:
                 yield alias
+
+    async def checksum(self, path: RemotePath) -> str:
+        """sha256 in hex, by the cluster, through a symlink where the name needs one."""
+        async with self.reaching(path, Route.COMMAND) as reachable:
+            try:
+                return await self._cluster.checksum(reachable)
+            except Unsupported:
+                pass
+        async with self.alias(path) as alias:
+            return await self._cluster.checksum(alias)
 
     @contextlib.asynccontextmanager
     async def alias(self, path: RemotePath) -> AsyncIterator[RemotePath]:

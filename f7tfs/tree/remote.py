@@ -19,6 +19,7 @@ from f7tfs.content.times import Times
 from f7tfs.errors import (
     Changed,
     Exists,
+    NoSuchAttribute,
     NotFound,
     NotPermitted,
     Offline,
@@ -26,6 +27,7 @@ from f7tfs.errors import (
     Unreachable,
 )
 from f7tfs.model import Attributes, Identity, Kind, RemotePath, is_within, join, name_of, parent_of
+from f7tfs.transfers.checksums import Checksums
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.workplace import Workplace
@@ -38,7 +40,7 @@ from f7tfs.tree.sniffing import Sniffing, SniffingHandle
 from f7tfs.tree.temporaries import is_temporary
 from f7tfs.tree.versions import Versions
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
-from f7tfs.tree.xattrs import attributes_of_clean, attributes_of_entry
+from f7tfs.tree.xattrs import SHA256, attributes_of_clean, attributes_of_entry
 
 log = logging.getLogger("f7tfs.tree")
 OUTSIDE = ".f7tfs/outside"  # where symlinks that leave the mount lead: nothing can be opened there
@@ -55,9 +57,11 @@ class RemoteWing(Wing):
         floors: Floors,
         identity: Identity,
         sniffing: Sniffing,
+        checksums: Checksums,
         *,
         root: RemotePath,
     ) -> None:
+        self._checksums = checksums
         self._sniffing = sniffing
         self._catalog = catalog
         self._namespace = namespace
@@ -460,6 +464,16 @@ class RemoteWing(Wing):
         if attributes.kind is Kind.SYMLINK:
             return True
         return permits(self._identity, attributes, mode & 7)
+
+    async def attribute(self, node: Node, name: str) -> bytes:
+        """The checksum is not listed: `cp -a` and `rsync -X` read all that is."""
+        if name != SHA256:
+            return await super().attribute(node, name)
+        path = self.path(node)
+        if self._floors.spool.at(path) is not None or node.kind is not Kind.FILE:
+            raise NoSuchAttribute(name)  # what the cluster has is not what the name means
+        known = await self._find(path, fresh=True)
+        return (await self._checksums.of(path, known.fingerprint)).encode()
 
     async def attributes(self, node: Node) -> Mapping[str, str]:
         path = self.path(node)
