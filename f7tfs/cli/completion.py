@@ -21,4 +21,18 @@ class _Mountpoint(click.Path):
         return found or [CompletionItem(incomplete, type="dir")]
 
 
+class _Mounted(_Mountpoint):
+    """A path in a mount: mountpoints first, then what is below them."""
+
+    name = "path"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        found = super().shell_complete(ctx, param, incomplete)
+        ours = [item for item in found if item.type == "plain" and item.value != incomplete]
+        return ours or [CompletionItem(incomplete, type="file")]
+
+
 MOUNTPOINT = _Mountpoint()
+MOUNTED = _Mounted()

@@ -15,7 +15,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +139,87 @@ def require(path: str | Path) -> tuple[Mount, Status]:
     return mount, status_of(mount)
 
 
+def find(path: str) -> tuple[Mount, str] | None:
+    """The mount that looks like ours and that `path` lies in, and the rest of the path, symlinks
+    outside followed; None when there is none. Nothing in the mount is touched."""
+    ours = {mount.mountpoint: mount for mount in all_mounts() if mount.looks_ours}
+    here, rest, links = "/", os.path.abspath(path).split("/")[1:], 0
+    while True:
+        if here in ours:
+            return ours[here], "/".join(part for part in rest if part)
+        if not rest:
+            return None
+        name = rest.pop(0)
+        there = os.path.normpath(os.path.join(here, name))
+        target = "" if there in ours else _link_at(there)
+        if target and links < 40:
+            links += 1
+            rest = [part for part in target.split("/") if part] + rest
+            there = "/" if target.startswith("/") else here
+        here = there
+
+
+def _link_at(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def within(path: str) -> tuple[Mount, str]:
+    """The f7tfs mount that `path` lies in, and the path below its root, symlinks followed; Failure
+    when there is none that answers."""
+    found = find(path)
+    if found is None:
+        raise Failure(Exit.NOT_F7TFS, f"{path} is not in an f7tfs mount")
+    mount, rest = found
+    status_of(mount)
+    real = _real_path(f"{mount.mountpoint}/{rest}") if rest else mount.mountpoint
+    if not (real + "/").startswith(mount.mountpoint.rstrip("/") + "/"):
+        raise Failure(Exit.NOT_F7TFS, f"{path} leads out of the f7tfs mount")
+    return mount, real[len(mount.mountpoint.rstrip("/")) + 1 :]
+
+
+_REAL = "import os, sys; sys.stdout.buffer.write(os.fsencode(os.path.realpath(sys.argv[1])))"
+
+
+def _real_path(path: str) -> str:
+    """Of a path in a mount, by a child; the path itself when there is no answer."""
+    reader = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _REAL, path],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+    )
+    try:
+        output, _ = reader.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        reader.kill()  # and no wait: it may be stuck in the kernel
+        return path
+    return os.fsdecode(output) or path
+
+
 def holding(path: str) -> Mount:
     """The f7tfs mount that `path` lies in; Failure when there is none that answers."""
-    mount = mount_holding(resolve(path))
-    if mount is None or not mount.looks_ours:
-        raise Failure(Exit.NOT_F7TFS, f"{path} is not in an f7tfs mount")
-    status_of(mount)
-    return mount
+    return within(path)[0]
+
+
+def default() -> Mount:
+    """The mount of the working directory, else the only one; Failure when that is none."""
+    with contextlib.suppress(FileNotFoundError):  # the working directory is gone
+        here = find(os.getcwd())
+        if here is not None:
+            status_of(here[0])
+            return here[0]
+    found = [mount for mount, _ in our_mounts()]
+    if len(found) == 1:
+        status_of(found[0])
+        return found[0]
+    if not found:
+        raise Failure(Exit.NOT_F7TFS, "there is no f7tfs mount")
+    places = ", ".join(mount.mountpoint for mount in found)
+    raise Failure(Exit.USAGE, f"say which one: {places}")
 
 
 def status_of(mount: Mount) -> Status:
@@ -180,11 +254,13 @@ def left_in(status: Status) -> int:
 # Waiting.
 
 _PULL = """
-import os, sys
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: nobody would wait for us
+text = sys.stdin.buffer.read()
 try:
     fd = os.open(sys.argv[1], os.O_WRONLY)
     try:
-        os.write(fd, os.fsencode(sys.argv[2]) + b"\\n")
+        os.write(fd, text + b"\\n")
     finally:
         os.close(fd)
 except OSError as error:
@@ -192,10 +268,16 @@ except OSError as error:
 """
 
 
+_BATCH = 60_000  # bytes of one write: a pipe takes them, and the kernel does not cut them
+
+
 @contextlib.contextmanager
-def _child(argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, cwd="/")
+def _child(argv: list[str], text: bytes) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True, cwd="/")
     try:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as stream:
+            stream.write(text)
         yield process
     finally:
         if process.poll() is None:
@@ -206,12 +288,27 @@ def pull(mount: Mount, lever: str, text: str, tick: Callable[[], None]) -> int:
     """Write `text` to a lever in `.f7tfs/` and block until it has done its work, calling `tick` a
     few times a second. Returns 0, or the errno that it ended with."""
     place = f"{mount.mountpoint}/.f7tfs/{lever}"
-    with _child([sys.executable, "-I", "-S", "-c", _PULL, place, text]) as process:
+    argv = [sys.executable, "-I", "-S", "-c", _PULL, place]
+    with _child(argv, os.fsencode(text)) as process:
         while True:
             try:
                 return process.wait(timeout=0.25)
             except subprocess.TimeoutExpired:
                 tick()
+
+
+def pull_for(
+    mount: Mount, lever: str, names: Sequence[str], tick: Callable[[], None] = lambda: None
+) -> int:
+    """`pull` with paths below the mount. Returns 0, or the first errno."""
+    first, batch = 0, [names[0]]
+    for name in names[1:]:
+        if sum(len(os.fsencode(one)) + 1 for one in batch) + len(os.fsencode(name)) > _BATCH:
+            error = pull(mount, lever, "\0".join(batch), tick)
+            first, batch = first or error, []
+        batch.append(name)
+    error = pull(mount, lever, "\0".join(batch), tick)
+    return first or error
 
 
 class Process:

@@ -35,6 +35,17 @@ def config_file_of(given: str | None) -> Path | None:
     return Path(chosen).expanduser().absolute() if chosen else None
 
 
+def state_directories(options: tuple[str, ...], config_file: str | None) -> list[Path]:
+    """Where journals may be, according to all layers; Failure with every complaint. What else the
+    configuration lacks does not matter: it may be of a cluster that is gone."""
+    from f7tfs.config import BadConfiguration, state_directories
+
+    try:
+        return state_directories(options=options, config_file=config_file_of(config_file))
+    except BadConfiguration as error:
+        raise Failure(Exit.CONFIGURATION, "\n".join(error.complaints)) from None
+
+
 def configuration(load: Callable[[], Config]) -> Config:
     """What `load` makes of all layers; Failure with every complaint."""
     from f7tfs.config import BadConfiguration

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from f7tfs.cli import mounts
 from f7tfs.cli.completion import MOUNTPOINT
-from f7tfs.cli.waiting import human, items_of
+from f7tfs.cli.waiting import items_of
+from f7tfs.cli.words import clock, human, reason, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_SHOWN = 20  # uploads in a table; --json has all of them
+_SHOWN = 20  # uploads in a table; `f7tfs uploads list` has all of them
 
 
 @click.command("status")
@@ -65,7 +65,7 @@ def _state(said: mounts.Status | mounts.Dead | mounts.Silent) -> str:
         return "no answer"
     offline = said.get("offline")
     if isinstance(offline, dict):
-        return f"offline since {_time(offline.get('since'))}"
+        return f"offline since {clock(offline.get('since'))}"
     return "offline" if said.get("online") is False else "online"
 
 
@@ -101,7 +101,7 @@ def _show_one(mount: mounts.Mount, status: mounts.Status) -> None:
         ("mountpoint", mount.mountpoint),
         ("remote", mount.source),
         ("state", _state(status)),
-        ("since", _time(about.get("since"))),
+        ("since", clock(about.get("since"))),
         ("daemon", about.get("pid")),
         ("version", " ".join(str(about[k]) for k in ("version", "dialect") if about.get(k))),
         ("uploads", _uploads(status)),
@@ -113,21 +113,17 @@ def _show_one(mount: mounts.Mount, status: mounts.Status) -> None:
     for name, value in rows:
         if value not in (None, ""):
             console.print(f"{name:12}{value}")
-    items = items_of(status)
+    items = [item for item in items_of(status) if not item.get("junk")]
+    items.sort(key=lambda item: item.get("state") != "stuck")
     for item in items[:_SHOWN]:
         size, sent = item.get("size") or 0, item.get("sent") or 0
         progress = f"{human(sent)} of {human(size)}" if sent else human(size)
-        line = f"  {item.get('state', '?')}  {item.get('path', '?')}  {progress}"
-        console.print(f"{line}  {item['error']}" if item.get("error") else line)
+        name = shown(str(item.get("name", "?")))
+        line = f"  {item.get('state', '?')}  {name}  {progress}"
+        why = shown(reason(str(item.get("error") or "")))
+        console.print(f"{line}  {why}".rstrip())
     if len(items) > _SHOWN:
-        console.print(f"  … and {len(items) - _SHOWN} more (--json)")
-
-
-def _time(since: object) -> str:
-    """Epoch seconds in local time; a text as it is."""
-    if isinstance(since, int | float):
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
-    return str(since or "")
+        console.print(f"  … and {len(items) - _SHOWN} more (f7tfs uploads list)")
 
 
 def _counts(jobs: object) -> str:

@@ -11,6 +11,7 @@ from f7tfs.config.layers import (
     load,
     load_server,
     split_target,
+    state_directories,
 )
 from f7tfs.config.shape import Config, Credentials, GiB, JobsOptions
 
@@ -25,4 +26,5 @@ __all__ = [
     "load",
     "load_server",
     "split_target",
+    "state_directories",
 ]

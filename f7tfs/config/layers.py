@@ -234,6 +234,25 @@ def load_server(
     return _load("", None, nowhere, options, config_file, environ, needs_system=False)
 
 
+def state_directories(
+    *,
+    options: Sequence[str] = (),
+    config_file: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> list[Path]:
+    """Every state directory that some layer names, and the default one. Raises BadConfiguration
+    for values that cannot be read; what is missing is not complained of."""
+    complaints: list[str] = []
+    named = config_file or (Path(environ["F7TFS_CONFIG"]) if environ.get("F7TFS_CONFIG") else None)
+    toml = _toml_layers(named or default_config_file(), named is not None, complaints)
+    layers = [*toml.values(), _option_layer(options, complaints)]
+    if complaints:
+        raise BadConfiguration(list(dict.fromkeys(complaints)))
+    found = [Path(platformdirs.user_state_dir("f7tfs", appauthor=False))]
+    found += [layer["state_directory"][0] for layer in layers if "state_directory" in layer]
+    return list(dict.fromkeys(found))
+
+
 def _load(
     system: str,
     path: str | None,
