@@ -14,13 +14,17 @@ from pathlib import Path
 import pytest
 
 from f7tfs import errors, service
-from f7tfs.cli import spawn
+from f7tfs.cli import mounts, spawn
+from f7tfs.cli import words as people
 from f7tfs.cli.exits import Exit, Failure, cause_of, code_of, sentence_of
-from f7tfs.cli.mounts import Mount, mount_holding, resolve
+from f7tfs.cli.mounts import Mount, resolve
 from f7tfs.config import check_target, load
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["mount", "umount", "systems", "status", "sync", "demo", "simulate"]
+COMMANDS = [
+    "mount", "umount", "systems", "status", "sync", "uploads", "refresh", "fetch", "demo",
+    "simulate",
+]  # fmt: skip
 CREDENTIALS = {
     "FIRECREST_URL": "http://127.0.0.1:9",
     "AUTH_TOKEN_URL": "http://127.0.0.1:9/token",
@@ -87,6 +91,12 @@ def test_version(tmp_path: Path) -> None:
         (["demo", "--api", "both"], "Invalid value for '--api'"),
         (["mount", "--frobnicate", "a:/b", "c"], "No such option"),
         (["umount"], "Missing argument"),
+        (["sync", "a", "b"], "unexpected extra argument"),
+        (["uploads", "empty"], "No such command"),
+        (["uploads", "discard"], "say which files, or --all-stuck"),
+        (["uploads", "discard", "--yes"], "say which files, or --all-stuck"),
+        (["uploads", "save"], "Missing argument 'DIR'"),
+        (["uploads", "retry", "--all"], "No such option"),
         (["simulate"], "Missing option"),
     ],
 )
@@ -169,9 +179,14 @@ def test_no_fusermount(tmp_path: Path) -> None:
 
 
 def test_not_a_mount_of_ours(tmp_path: Path) -> None:
+    commands = (
+        ["umount"], ["status"], ["sync"], ["refresh"], ["fetch"], ["uploads", "list"],
+        ["uploads", "retry"], ["uploads", "discard", "--yes"], ["uploads", "save", "saved"],
+    )  # fmt: skip
     for place in (tmp_path, tmp_path / "missing", "/", "/proc"):
-        for command in ("umount", "status", "sync"):
-            refused(f7tfs(tmp_path, command, place), Exit.NOT_F7TFS)
+        for command in commands:
+            refused(f7tfs(tmp_path, *command, place), Exit.NOT_F7TFS)
+    assert not (ROOT / "saved").exists()
 
 
 def test_status_without_mounts_is_fine(tmp_path: Path) -> None:
@@ -236,6 +251,9 @@ def test_completion(tmp_path: Path, shell: str) -> None:
         (["systems", "-o", "patience=1s"], "pyfuse3 starlette"),
         (["sync", "/"], "pyfuse3 trio httpx rich msgspec starlette"),
         (["umount", "/"], "pyfuse3 trio httpx rich msgspec starlette"),
+        (["refresh", "/"], "pyfuse3 trio httpx rich msgspec starlette"),
+        (["uploads", "retry", "/"], "pyfuse3 trio httpx rich msgspec starlette"),
+        (["uploads", "list"], "pyfuse3 httpx rich starlette"),
         (["mount", "daint:/x", "/proc"], "pyfuse3 trio httpx rich starlette"),
     ],
 )
@@ -384,9 +402,46 @@ def test_resolve(tmp_path: Path) -> None:
 
 
 def test_mounts_of_this_machine() -> None:
-    holding = mount_holding("/proc/self/status")
-    assert holding is not None and (holding.mountpoint, holding.kind) == ("/proc", "proc")
-    assert not holding.looks_ours
+    (holding,) = [one for one in mounts.all_mounts() if one.mountpoint == "/proc"][-1:]
+    assert holding.kind == "proc" and not holding.looks_ours
+    assert mounts.find("/proc/self/status") is None
     assert Mount("/mnt", "daint:/scratch", "fuse.f7tfs").looks_ours
     assert not Mount("/mnt", "daint:/scratch", "nfs4").looks_ours
     assert not Mount("/mnt", "/dev/sda", "fuseblk").looks_ours
+
+
+def test_find_follows_links_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a path means below a mount is found without touching the mount."""
+    place = str(tmp_path.resolve() / "mnt")
+    monkeypatch.setattr(mounts, "all_mounts", lambda: [Mount(place, "daint:/x", "fuse.f7tfs")])
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "link").symlink_to("../mnt/thesis")
+    (tmp_path / "absolute").symlink_to(place)
+    (tmp_path / "loop").symlink_to("loop")
+
+    def below(path: Path) -> str | None:
+        found = mounts.find(str(path))
+        return found[1] if found is not None else None
+
+    assert below(tmp_path / "mnt") == ""
+    assert below(tmp_path / "mnt" / "a" / "b") == "a/b"
+    assert below(tmp_path / "deep" / "link" / "main.tex") == "thesis/main.tex"
+    assert below(tmp_path / "absolute" / "a") == "a"
+    assert below(tmp_path / "mnt" / ".." / "deep") is None
+    assert below(tmp_path / "loop") is below(tmp_path / "mntx") is None
+
+
+def test_words_for_people() -> None:
+    assert [people.lasting(n) for n in (-1, 5, 119, 120, 7200, 864000)] == [
+        "0 s", "5 s", "119 s", "2 min", "2 h", "10 d",
+    ]  # fmt: skip
+    assert people.human(1536) == "1.5 KiB" and people.plural(1, "file") == "1 file"
+    assert people.shown("thesis ü.tex") == "thesis ü.tex"
+    assert people.shown("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+    assert people.shown(os.fsdecode(b"latin1-\xe9")) == "latin1-\\xe9"
+    long = "upload /a/b: /wrapper.sh: line 70: /a/b: Permission denied"
+    assert people.reason(long) == "Permission denied"
+    assert people.reason("the checksum on the cluster differs") == (
+        "the checksum on the cluster differs"
+    )

@@ -82,12 +82,6 @@ def mount_at(mountpoint: str) -> Mount | None:
     return next((m for m in reversed(all_mounts()) if m.mountpoint == mountpoint), None)
 
 
-def mount_holding(path: str) -> Mount | None:
-    """The mount that `path` lies in."""
-    holders = [m for m in all_mounts() if (path + "/").startswith(m.mountpoint.rstrip("/") + "/")]
-    return max(reversed(holders), key=lambda m: len(m.mountpoint), default=None)
-
-
 def read_status(mount: Mount, patience: float = PATIENCE) -> Status:
     """What the daemon of `mount` says of itself. Raises Dead, Silent or NotOurs."""
     reader = subprocess.Popen(

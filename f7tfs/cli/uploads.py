@@ -145,7 +145,7 @@ def _of_mounts(paths: Sequence[str]) -> list[Source]:
     for path in paths:
         mount, name = mounts.within(path)
         source = owed.of_mount(mount, [name])
-        if not [item for item in _listed(source.items) if item.file]:
+        if name and not [item for item in _listed(source.items) if item.file]:
             raise Failure(Exit.UNSPECIFIED, f"{path}: nothing of it is on its way")
         names.setdefault(mount, []).append(name)
     return [owed.of_mount(mount, below) for mount, below in names.items()]
