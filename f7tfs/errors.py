@@ -261,6 +261,13 @@ class JournalDamaged(F7tfsError):
     errno = errno.EIO
 
 
+class NotUsable(F7tfsError):
+    """The journal can be neither used nor set aside here: a read-only or full disk, or a newer
+    f7tfs wrote it. Nothing of it was touched."""
+
+    errno = errno.EIO
+
+
 def errno_of(error: BaseException) -> int:
     """The errno that an application sees for `error`; EIO for what nobody foresaw."""
     if isinstance(error, F7tfsError):

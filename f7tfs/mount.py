@@ -74,6 +74,7 @@ class Mounted:
     """Everything that one mount consists of, without its kernel door."""
 
     tree: Tree
+    complaints: list[str]  # what this start found damaged, and set aside
 
     def __init__(
         self,
@@ -122,9 +123,10 @@ class Mounted:
         self.cache.check()
 
 
-async def serve(config: Config, *, ready: Callable[[], None]) -> None:
-    """Mount and serve until unmounted or told to stop. Raises f7tfs.errors before `ready` when it
-    cannot serve, Busy when another daemon holds the journal."""
+async def serve(config: Config, *, ready: Callable[[list[str]], None]) -> None:
+    """Mount and serve until unmounted or told to stop. `ready` gets what the user must hear at
+    once, in sentences. Raises f7tfs.errors before `ready` when it cannot serve, Busy when another
+    daemon holds the journal."""
     async with build(config) as mounted:
         door = Door(Operations(mounted.tree, mounted.spool.directory), config.mountpoint)
         door.open(
@@ -149,7 +151,7 @@ async def serve(config: Config, *, ready: Callable[[], None]) -> None:
                 async def announce() -> None:
                     # The door itself answers the look at its mountpoint: it serves.
                     mounted.floors.waits_in_open = not await door.raise_background_limit()
-                    ready()
+                    ready(mounted.complaints)
 
                 nursery.start_soon(stop_on_signal)
                 nursery.start_soon(announce)
@@ -202,12 +204,14 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
             )
             spool = Spool(journal_directory, journal, disk, is_junk_name=is_junk)
             spool.load(Submissions.files_of(journal))
+            await spool.set_missing_aside()
             try:
                 async with trio.open_nursery() as nursery:
                     mounted = await _assemble(
                         config, view, cluster, storage, identity, journal, disk, cache, spool,
                         nursery,
                     )  # fmt: skip
+                    mounted.complaints = journal.aside.sentences
                     yield mounted
                     await mounted.close()
                     nursery.cancel_scope.cancel()

@@ -92,8 +92,13 @@ class Place:
     def mount(self, directory: str, **options: Any) -> Mount:
         system = options.pop("system", self.system)
         environment = options.pop("environment", None)
+        zygote = options.pop("zygote", None)
         return Mount(
-            f"{system}:{directory}", self.credentials, options=options, environment=environment
+            f"{system}:{directory}",
+            self.credentials,
+            options=options,
+            environment=environment,
+            zygote=zygote,
         )
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from waits import wait_until
+from zygote import Forked, Zygote
 
 T = TypeVar("T")
 CHECKOUT = Path(__file__).parent.parent
@@ -84,15 +85,17 @@ class Mount:
         *,
         options: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
+        zygote: Zygote | None = None,
     ) -> None:
         self.remote = remote
+        self._zygote = zygote
         self.system, _, self.remote_path = remote.partition(":")
         # Not below /tmp: vim makes no backups there, and hides what it does elsewhere (FUSE.md).
         self.folder = Path(tempfile.mkdtemp(prefix="f7tfs-mount-", dir="/var/tmp"))
         self.path = self.folder / "mnt"
         self.path.mkdir()
         self.options: dict[str, Any] = {"writeback_delay": 0.2, **(options or {})}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self.pid = 0
         self.announced: list[str] = []
         self._checked = 0  # bytes of the log that were looked at
@@ -125,19 +128,22 @@ class Mount:
         assert self.process is None or self.process.poll() is not None, "it runs already"
         reader, writer = os.pipe()
         words = ",".join(f"{key}={value}" for key, value in self.options.items())
+        mount = ["mount", self.remote, str(self.path), "--foreground", "-o", words, "--ready-fd"]
         with open(self.log_file, "ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "f7tfs", "mount", self.remote, str(self.path),
-                    "--foreground", "--ready-fd", str(writer), "-o", words,
-                ],
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[writer],
-                cwd=CHECKOUT,
-            )  # fmt: skip
+            if self._zygote is not None:
+                self.process = self._zygote.start(
+                    [*mount, "{ready}"], self.environment, log.fileno(), writer
+                )
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "f7tfs", *mount, str(writer)],
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[writer],
+                    cwd=CHECKOUT,
+                )
         os.close(writer)
         self.pid = self.process.pid
         try:

@@ -260,36 +260,6 @@ def test_a_record_is_durable_when_write_returns(box: Box) -> None:
     other.close()
 
 
-@pytest.mark.parametrize("damage", ["garbage", "truncated", "another key", "newer version"])
-def test_a_journal_that_cannot_be_used_is_set_aside(box: Box, damage: str) -> None:
-    """Journal: set aside whole with its spool, under a name that says so; nothing is dropped."""
-    entry = box.file()
-    box.run(box.spool.commit, entry)
-    box.close()
-    database = box.folder / "journal.sqlite"
-    key = "key"
-    if damage == "garbage":
-        database.write_bytes(b"garbage" * 5000)
-    elif damage == "truncated":
-        with sqlite3.connect(database) as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        connection.close()
-        os.truncate(database, 5000)
-    elif damage == "newer version":
-        with sqlite3.connect(database) as connection:
-            connection.execute("UPDATE about SET value = 99 WHERE name = 'version'")
-        connection.close()
-    else:
-        key = "somebody else's"
-    journal = Journal(box.folder, key)
-    assert journal.set_aside is not None
-    assert journal.load(UploadRecord) == []
-    assert (journal.set_aside / "spool" / entry.id).read_bytes() == b"content"
-    assert (journal.set_aside / "journal.sqlite").exists()
-    journal.close()
-    box.open()
-
-
 # The cache.
 
 

@@ -31,8 +31,9 @@ class _Starter:
             except OSError:
                 raise Failure(Exit.USAGE, "--ready-fd: no such descriptor") from None
 
-    def ready(self) -> None:
-        self._tell({"ready": True, "pid": os.getpid()})
+    def ready(self, complaints: list[str]) -> None:
+        """It serves. `complaints`: what the user must know all the same."""
+        self._tell({"ready": True, "pid": os.getpid(), "complaints": complaints})
         service.sd_notify("READY=1")
 
     def failed(self, code: int, message: str) -> None:

@@ -30,7 +30,7 @@ class Exit(enum.IntEnum):
     MOUNTPOINT = 8, "the mountpoint is missing, not a directory, or busy"
     NO_FUSE = 9, "there is no /dev/fuse, or it may not be opened"
     NO_FUSERMOUNT = 10, "fusermount3 is not installed"
-    JOURNAL = 11, "another daemon holds the journal of this remote path"
+    JOURNAL = 11, "another daemon holds the journal of this remote path, or it cannot be used"
     UPLOADS = 12, "uploads are left or stuck; nothing was unmounted"
     NOT_F7TFS = 13, "this is not an f7tfs mount"
     INTERNAL = 70, "a fault of f7tfs itself; the log holds the details"
@@ -67,6 +67,7 @@ _CODES: tuple[tuple[type[errors.F7tfsError], Exit], ...] = (
     (errors.TooManyLinks, Exit.REMOTE_PATH),
     (errors.Busy, Exit.JOURNAL),
     (errors.JournalDamaged, Exit.JOURNAL),
+    (errors.NotUsable, Exit.JOURNAL),
     (errors.InvalidArgument, Exit.CONFIGURATION),
 )
 

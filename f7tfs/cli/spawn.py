@@ -76,6 +76,8 @@ def _judge(line: bytes, log_file: Path) -> None:
     try:
         said: dict[str, Any] = json.loads(line)
         if said.get("ready") is True:
+            for sentence in said.get("complaints", ()):
+                print(f"f7tfs: {sentence}", file=sys.stderr)
             return
         code, sentence = by_number(said["exit"]), str(said["message"])
     except (ValueError, KeyError, AttributeError):

@@ -3,8 +3,10 @@
 SQLite in WAL mode with synchronous=FULL: a record is on the disk when `write` returns. One row a
 record, its body a msgspec struct in JSON, so that a person can read a journal with `sqlite3`.
 
-One daemon per journal, by a lock on a file beside it. A journal that cannot be read is set aside
-whole under a new name and reported; nothing is dropped.
+One daemon per journal, by a lock on a file beside it. A journal that cannot be read, or is another
+one's, is set aside whole with its spool and reported; one record that cannot be read is set aside
+with its bytes, and hides no other. A journal of a newer f7tfs is refused: that one can read it.
+docs/decisions/0007 lists all of it.
 """
 
 from __future__ import annotations
@@ -13,19 +15,23 @@ import fcntl
 import logging
 import os
 import sqlite3
-import time
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
 import trio
 
+from f7tfs.content.aside import Aside
 from f7tfs.content.disk import sync_directory
-from f7tfs.errors import Busy, JournalDamaged, NoLocalSpace
+from f7tfs.errors import Busy, JournalDamaged, NoLocalSpace, NotUsable
 from f7tfs.model import Fingerprint
 
 log = logging.getLogger("f7tfs.journal")
-VERSION = 1
+VERSION = 1  # one more whenever an older f7tfs would misread the records: it refuses then
+FILES = ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm")
+# What SQLite says of a file that is none of its own, or torn.
+_TORN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+_FILE_OF = {"upload": "{}", "submit": "{}.script"}  # kinds of records whose bytes lie in the spool
 
 
 class Record(msgspec.Struct, kw_only=True, frozen=True):
@@ -45,7 +51,7 @@ class UploadRecord(Record, frozen=True):
     `temporary` and `expected` describe an attempt under way; `expected` is what the target
     will be once our rename is through, so that a lost reply is no conflict with ourselves;
     `expected_is_current` and `attempt_is_current` say that nothing was written since they were
-    noted. `held`: the name is a temporary one.
+    noted. `held`: the name is a temporary one. `size`: bytes at the last flush, -1 if not known.
     """
 
     kind = "upload"
@@ -63,6 +69,7 @@ class UploadRecord(Record, frozen=True):
     expected_is_current: bool = False
     attempt_is_current: bool = False
     in_place: bool = False
+    size: int = -1
 
 
 class RemovalRecord(Record, frozen=True):
@@ -111,48 +118,87 @@ class SubmitRecord(Record, frozen=True):
     error: str = ""
 
 
+ENDED = "ended"  # of a row whose id is the name of a spool file that nobody needs any more
+
+
 class Journal:
     """`load` is crash recovery, `write` is durability; nothing else touches the database."""
 
     def __init__(self, directory: Path, key: str) -> None:
-        """Open or create. Raises Busy if another daemon holds it. One that cannot be read, or that
-        belongs to another (URL, system, user, path), is set aside."""
+        """Open or create. Raises Busy if another daemon holds it, NotUsable where it can be neither
+        read nor set aside. One that is torn, or that belongs to another (URL, system, user, path),
+        is set aside."""
         self._directory = directory
-        self._path = directory / "journal.sqlite"
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._path = directory / FILES[0]
+        self.aside = Aside(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock_fd = os.open(
+                directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise NotUsable(
+                f"the journal cannot be kept in {directory}: {error.strerror}"
+            ) from None
+        try:
+            self._database = self._lock_and_open(key)
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+        self._turn = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)
+        self._forgotten: list[tuple[str, str]] = []  # notes to end with the next transaction
+
+    def _lock_and_open(self, key: str) -> sqlite3.Connection:
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock_fd)
             raise Busy("another f7tfs daemon holds the journal of this remote path") from None
-        self.set_aside: Path | None = None
         try:
-            self._database = self._open(key)
-        except (sqlite3.DatabaseError, JournalDamaged) as error:
-            self.set_aside = self._put_aside(error)
-            self._database = self._open(key)
-        self._turn = trio.Lock()
-        self._limiter = trio.CapacityLimiter(1)
+            try:
+                database = self._open(key)
+            except (sqlite3.DatabaseError, JournalDamaged) as error:
+                if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF not in _TORN:
+                    raise
+                self._put_aside(error)
+                database = self._open(key)
+        except (OSError, sqlite3.Error) as error:
+            raise NotUsable(f"the journal {self._path} cannot be used: {error}") from error
+        try:
+            self._put_bad_records_aside(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
 
     def _open(self, key: str) -> sqlite3.Connection:
         database = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+        database.text_factory = lambda text: text.decode(errors="surrogateescape")
         try:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
             found = database.execute("PRAGMA quick_check").fetchone()[0]
             if found != "ok":
-                raise JournalDamaged(f"quick_check: {found}")
+                raise JournalDamaged(" ".join(found.split()))
             database.execute("CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value)")
             database.execute(
                 "CREATE TABLE IF NOT EXISTS records"
                 " (kind TEXT, id TEXT, body TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID"
             )
             about = dict(database.execute("SELECT name, value FROM about").fetchall())
+            database.execute("SELECT kind, id, body FROM records LIMIT 1")
+            if not about and (files := self._spooled()):
+                raise JournalDamaged(f"it is empty, but the spool holds {len(files)} files")
             if about.setdefault("key", key) != key:
-                raise JournalDamaged(f"the journal belongs to {about['key']}")
-            if about.setdefault("version", VERSION) != VERSION:
-                raise JournalDamaged(f"the journal has version {about['version']}")
+                raise JournalDamaged(f"it belongs to {about['key']!r}")
+            version = about.setdefault("version", VERSION)
+            if isinstance(version, int) and version > VERSION:
+                raise NotUsable(
+                    f"the journal {self._path} was written by a newer f7tfs (version {version} of"
+                    f" its records, this one knows {VERSION}): use that one, or move it away"
+                )
+            if version != VERSION:
+                raise JournalDamaged(f"it has version {version!r}")
             database.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", about.items())
         except BaseException:
             database.close()
@@ -160,19 +206,51 @@ class Journal:
         sync_directory(self._directory)
         return database
 
-    def _put_aside(self, error: Exception) -> Path:
-        aside = self._directory / f"journal.set-aside-{time.strftime('%Y%m%d-%H%M%S')}"
-        while aside.exists():
-            aside = aside.with_name(aside.name + "-2")
-        aside.mkdir()
-        for name in ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "spool"):
-            if (self._directory / name).exists():
-                (self._directory / name).rename(aside / name)
-        sync_directory(self._directory)
-        log.error(
-            "the journal cannot be used (%s); it and its spool were moved to %s", error, aside
+    def _spooled(self) -> list[Path]:
+        spool = self._directory / "spool"
+        return [file for file in spool.iterdir() if file.is_file()] if spool.is_dir() else []
+
+    def _put_aside(self, error: Exception) -> None:
+        names = (*FILES, "spool")
+        place = self.aside.move(*(self._directory / name for name in names))
+        self.aside.report(
+            f"the journal cannot be used ({error}); it and its spool were moved to {place}"
         )
-        return aside
+
+    def _put_bad_records_aside(self, database: sqlite3.Connection) -> None:
+        """A record that cannot be read says nothing about the others. One of a kind that is not
+        known stays: whoever wrote it knows more."""
+        known = {each.kind: each for each in Record.__subclasses__()}
+        rows = database.execute("SELECT kind, id, body FROM records ORDER BY kind, id").fetchall()
+        strangers = {kind for kind, _, _ in rows} - set(known) - {ENDED}
+        if strangers:
+            kinds = ", ".join(sorted(str(kind) for kind in strangers))
+            self.aside.report(f"the journal holds records of unknown kinds ({kinds}); they stay")
+        self.has_strangers = bool(strangers)
+        for kind, name, body in rows:
+            if kind not in known:
+                continue
+            try:
+                if msgspec.json.decode(body, type=known[kind]).id != name:
+                    raise ValueError("it speaks of another id")
+            except (msgspec.MsgspecError, TypeError, ValueError) as error:
+                file = self._directory / "spool" / _FILE_OF.get(kind, "").format(name)
+                plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[-100:]
+                place = self.aside.write(f"{kind}-{plain}.json", _text_of(body))
+                if kind in _FILE_OF:
+                    self.aside.move(file, below="spool")
+                database.execute("DELETE FROM records WHERE kind = ? AND id = ?", (kind, name))
+                self.aside.report(
+                    f"the {kind} record {_path_in(body) or name} cannot be read ({error}); it and"
+                    f" its bytes were moved to {place}"
+                )
+
+    async def set_aside(self, record: Record, why: str) -> None:
+        """Give a record up that cannot be served any more; its text is kept and reported."""
+        plain = f"{record.kind}-{record.id}.json"
+        place = self.aside.write(plain, msgspec.json.encode(record))
+        await self.write(drop=((type(record), record.id),))
+        self.aside.report(f"{why}; its record was moved to {place}")
 
     def load(self, record_type: type[R]) -> list[R]:
         rows = self._database.execute(
@@ -180,10 +258,25 @@ class Journal:
         )
         return [msgspec.json.decode(body, type=record_type) for (body,) in rows]
 
+    def ended(self) -> set[str]:
+        """Names of spool files whose records have ended: what the spool still has of them is not
+        owed to anybody."""
+        rows = self._database.execute("SELECT id FROM records WHERE kind = ?", (ENDED,))
+        return {name for (name,) in rows}
+
+    def forget_ended(self, *names: str) -> None:
+        """The spool has these files no more: the notes end, too, with the next transaction."""
+        self._forgotten += [(ENDED, name) for name in names]
+
     async def write(self, *put: Record, drop: tuple[tuple[type[Record], str], ...] = ()) -> None:
         """All of it or nothing, on the disk when this returns."""
         rows = [(record.kind, record.id, msgspec.json.encode(record).decode()) for record in put]
         gone = [(record_type.kind, name) for record_type, name in drop]
+        rows += [
+            (ENDED, _FILE_OF[kind].format(name), "") for kind, name in gone if kind in _FILE_OF
+        ]
+        gone += self._forgotten
+        self._forgotten = []
         async with self._turn:
             with trio.CancelScope(shield=True):
                 try:
@@ -206,3 +299,15 @@ class Journal:
     def close(self) -> None:
         self._database.close()
         os.close(self._lock_fd)
+
+
+def _text_of(body: Any) -> str | bytes:
+    return body if isinstance(body, str | bytes) else repr(body)
+
+
+def _path_in(body: Any) -> str:
+    """The path that a record speaks of, as far as it can be made out."""
+    try:
+        return str(msgspec.json.decode(body)["path"])
+    except (msgspec.MsgspecError, TypeError, ValueError, KeyError):
+        return ""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import trio
 
+from f7tfs.content.aside import left_in
 from f7tfs.content.disk import Disk, free_space, start_writeback, sync_directory, write_all
 from f7tfs.content.journal import Journal, Record, UploadRecord
 from f7tfs.errors import NoLocalSpace
@@ -64,9 +65,11 @@ class SpoolEntry:
         permissions: int,
         mtime_ns: int,
         created: float,
+        cut_mark: Path,
         is_junk_name: Callable[[str], bool],
     ) -> None:
         self._is_junk_name = is_junk_name
+        self._cut_mark = cut_mark
         self.id = entry_id
         self.path = path
         self.fd = fd
@@ -78,6 +81,7 @@ class SpoolEntry:
         self.generation = 1
         self.version = 1
         self.journaled = 0  # the generation that the journal knows
+        self.flushed_size = -1  # bytes of the file that the journal knows
         self.writers = 0  # open handles that may write
         self.openers = 0  # open files (one for all handles of an inode)
         self.unflushed = 0  # bytes written since the disk was last told to begin with them
@@ -147,6 +151,7 @@ class SpoolEntry:
             expected_is_current=self.expected_version == self.version,
             attempt_is_current=self.attempt_version == self.version,
             in_place=self.in_place,
+            size=self.flushed_size,
         )
 
     def write(self, offset: int, data: bytes) -> int:
@@ -156,8 +161,16 @@ class SpoolEntry:
         return done
 
     def truncate(self, size: int) -> None:
+        if size < self.flushed_size:  # a start must not take it for damage
+            self._cut_mark.touch(mode=0o600)
         os.ftruncate(self.fd, size)
         self._changed()
+
+    def flushed(self, size: int) -> None:
+        """The journal knows that the file has `size` bytes."""
+        self.flushed_size = size
+        if size <= self.size:
+            self._cut_mark.unlink(missing_ok=True)
 
     def _changed(self) -> None:
         self.mtime_ns = time.time_ns()
@@ -184,6 +197,7 @@ class Spool:
         self._granted = 0  # bytes that may be written before the disk is looked at again
         self._by_path: dict[RemotePath, SpoolEntry] = {}
         self._by_id: dict[str, SpoolEntry] = {}
+        self._missing: list[tuple[UploadRecord, str]] = []  # records, and why they have no entry
         self.changed = trio.Event()  # replaced at every change of a state; wait for the present one
 
     # Finding.
@@ -229,6 +243,7 @@ class Spool:
             permissions=permissions,
             mtime_ns=time.time_ns(),
             created=time.time(),
+            cut_mark=self._cut_mark(entry_id),
             is_junk_name=self._is_junk_name,
         )
 
@@ -246,9 +261,17 @@ class Spool:
     def _unclosed(self, entry_id: str) -> Path:
         return self._directory / f"{entry_id}.open"
 
+    def _cut_mark(self, entry_id: str) -> Path:
+        """Stands while a file is shorter than its record says, because it was truncated here."""
+        return self._directory / f"{entry_id}.cut"
+
     @property
     def directory(self) -> Path:
         return self._directory
+
+    def set_aside(self) -> list[Path]:
+        """What could not be used at this start or an earlier one, and is the user's now."""
+        return left_in(self._directory.parent)
 
     def reserve(self, size: int) -> None:
         """Refuse what the disk cannot hold. Raises NoLocalSpace. Others fill the disk as well, so
@@ -285,16 +308,26 @@ class Spool:
         generation = entry.generation
         if entry.is_gone or entry.journaled == generation:
             return
-        first = entry.journaled == 0
+        first, size = entry.journaled == 0, entry.size
         await self._disk.sync(entry.fd)
         reached("spool.synced")
         if first:
             await self._disk.run(lambda: self._name_for_good(entry.id))
             reached("spool.named")
         if not entry.is_gone:
-            await self.save(entry)
+            await self._save_flushed(entry, size)
             entry.journaled = max(entry.journaled, generation)
             reached("spool.recorded")
+
+    async def _save_flushed(self, entry: SpoolEntry, size: int) -> None:
+        before, entry.flushed_size = entry.flushed_size, size
+        try:
+            await self.save(entry)
+        except BaseException:
+            entry.flushed_size = before
+            raise
+        if not entry.is_gone:
+            entry.flushed(size)
 
     async def write_back(self, entry: SpoolEntry) -> None:
         """Let the disk begin: close() of a large file then waits for its end only (measured,
@@ -356,19 +389,21 @@ class Spool:
             entry.fd = -1
             self.file_of(entry.id).unlink(missing_ok=True)
             self._unclosed(entry.id).unlink(missing_ok=True)
+            self._cut_mark(entry.id).unlink(missing_ok=True)
+            self._journal.forget_ended(entry.id)
 
     # Starting and ending.
 
     def load(self, keep: set[str]) -> None:
-        """Crash recovery: every record's file becomes an entry again. A file that was never closed
-        is set aside, not deleted; one without a record was finished. `keep`: names of files that
-        other records (scripts on their way) speak of."""
+        """Crash recovery: every record's file becomes an entry again. A file whose record has ended
+        is removed; one that no record ever spoke of was not closed: it is set aside, not deleted.
+        `keep`: names of files that other records (scripts on their way) speak of."""
         for record in self._journal.load(UploadRecord):
-            keep = keep | {record.id}
+            keep = keep | {record.id, f"{record.id}.cut"}
             try:
                 fd = os.open(self.file_of(record.id), os.O_RDWR | os.O_CLOEXEC)
             except OSError as error:
-                log.error("the spool file of %s is missing: %s", record.path, error)
+                self._missing.append((record, f"its bytes are not in the spool ({error.strerror})"))
                 continue
             entry = SpoolEntry(
                 record.id,
@@ -378,6 +413,7 @@ class Spool:
                 permissions=record.permissions,
                 mtime_ns=record.mtime_ns,
                 created=record.created,
+                cut_mark=self._cut_mark(record.id),
                 is_junk_name=self._is_junk_name,
             )
             entry.temporary = RemotePath(record.temporary) if record.temporary else None
@@ -389,21 +425,39 @@ class Spool:
             entry.hold = record.held
             entry.journaled = entry.generation
             entry.error = record.stuck
+            entry.flushed_size = record.size
+            if entry.size < record.size and not self._cut_mark(record.id).exists():
+                # Only the user can tell whether the rest of it is worth anything.
+                entry.error = (
+                    f"its file in the spool has {entry.size} of {record.size} bytes; retry sends"
+                    " them, discard gives them up"
+                )
+                self._journal.aside.report(f"{record.path} is not uploaded: {entry.error}")
+                entry.flushed_size = entry.size
             entry.state = State.HELD if record.held else State.QUEUED
-            entry.state = State.STUCK if record.stuck else entry.state
+            entry.state = State.STUCK if entry.error else entry.state
             self._by_path[entry.path] = entry
             self._by_id[entry.id] = entry
 
+        ended = self._journal.ended()
         for file in self._directory.iterdir():
             if file.is_dir() or file.name in keep:
                 continue
-            if file.suffix == ".open" and file.stat().st_size > 0:
-                aside = self._directory / "unclosed"
-                aside.mkdir(exist_ok=True)
-                file.rename(aside / file.name)
-                log.warning("a file that was never closed was set aside as %s", aside / file.name)
-            else:
+            is_empty = file.suffix in {".open", ".cut"} and file.stat().st_size == 0
+            if (file.name in ended or is_empty) and not self._journal.has_strangers:
                 file.unlink()
+                continue
+            aside = self._directory / "unclosed"
+            aside.mkdir(mode=0o700, exist_ok=True)
+            file.rename(aside / file.name)
+            log.warning("a file that was never closed was set aside as %s", aside / file.name)
+        self._journal.forget_ended(*ended)
+
+    async def set_missing_aside(self) -> None:
+        """Give up what `load` found no bytes of; each is reported once."""
+        while self._missing:
+            record, why = self._missing.pop()
+            await self._journal.set_aside(record, f"{record.path} is not uploaded: {why}")
 
     def close(self) -> None:
         for entry in self._by_id.values():

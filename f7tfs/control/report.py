@@ -59,6 +59,7 @@ class Report:
             "offline": None if since is None else {"since": since, "reason": reason},
             "uploads": self._uploads(),
             "removals": self._removals_left(),
+            "set_aside": [str(place) for place in self._spool.set_aside()],
             "transfers": self.transfers(),
             "jobs": self._jobs(),
             "cache": {
@@ -159,6 +160,7 @@ class Report:
             f"uploads: {uploads['pending']} pending ({uploads['bytes']} bytes),"
             f" {uploads['stuck']} stuck, {uploads['held']} held, {uploads['open']} open",
             f"removals: {report['removals']['pending']} pending",
+            *(f"set aside: {place}" for place in report["set_aside"]),
             f"downloads: {len(report['transfers'])} under way",
             f"cache: {report['cache']['files']} files, {report['cache']['bytes']} bytes",
             f"api: {report['api']['total']} calls",

@@ -143,6 +143,11 @@ class Submissions:
     def _file(self, tag: str) -> Path:
         return self._spool.directory / f"{tag}.script"
 
+    def _remove_script(self, tag: str) -> None:
+        file = self._file(tag)
+        file.unlink(missing_ok=True)
+        self._journal.forget_ended(file.name)
+
     async def _supersede(self, record: SubmitRecord) -> None:
         """The name means the newer drop from now on; the older job stays as its number. A held
         or unsettled older drop goes on under its tag."""
@@ -158,7 +163,7 @@ class Submissions:
         self._records[record.name] = record
         await self._journal.write(*put, drop=drop)
         if drop and old is not None:
-            self._file(old.id).unlink(missing_ok=True)
+            self._remove_script(old.id)
 
     # Sending.
 
@@ -280,7 +285,7 @@ class Submissions:
         if self._records.get(name) is record:
             del self._records[name]  # before the first wait: a held one is not sent any more
         await self._journal.write(drop=((SubmitRecord, record.id),))
-        self._file(record.id).unlink(missing_ok=True)
+        self._remove_script(record.id)
         return record.job_id or None
 
     def _by_tag(self, tag: str) -> SubmitRecord | None:
