@@ -107,6 +107,8 @@ def peer(
                     connection, _ = listener.accept()
                 except OSError:
                     return
+                # As servers do: else an answer waits for an acknowledgement, and dies by the close.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 made.connections.append(connection)
                 threads.append(threading.Thread(target=one, args=(connection,)))
                 threads[-1].start()
