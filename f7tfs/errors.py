@@ -163,6 +163,11 @@ class Offline(Unreachable):
     quiet = True
 
 
+class QueueUnreadable(Unreachable):
+    """The server cannot read the scheduler's list as a whole (one job's name spoils it, v2 FACTS
+    §9); single jobs can be asked for."""
+
+
 class RateLimited(F7tfsError):
     """429 for longer than our patience. `retry_after` is in seconds, None where not told."""
 

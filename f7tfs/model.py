@@ -240,6 +240,8 @@ class Job(msgspec.Struct, frozen=True):
     script_path: str = ""
     stdout_path: str = ""
     stderr_path: str = ""
+    elements: str = ""  # of an array: how many of its elements are in which state
+    is_transfer: bool = False  # FirecREST's own, or ours: it moves bytes, it is nobody's work
 
 
 class Submitted(msgspec.Struct, frozen=True):

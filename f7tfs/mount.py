@@ -22,7 +22,7 @@ from f7tfs.api.mover import Mover
 from f7tfs.api.port import Cluster, FileSystem
 from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
-from f7tfs.config import Config
+from f7tfs.config import Config, JobsOptions
 from f7tfs.content.cache import Cache
 from f7tfs.content.disk import Disk
 from f7tfs.content.journal import Journal
@@ -42,6 +42,10 @@ from f7tfs.errors import (
     ServerError,
 )
 from f7tfs.jobs.board import JobBoard
+from f7tfs.jobs.follow import Outputs
+from f7tfs.jobs.script import Wishes
+from f7tfs.jobs.shelf import Shelf
+from f7tfs.jobs.takedown import Takedowns
 from f7tfs.jobs.wing import JobsWing
 from f7tfs.model import Identity, Kind, RemotePath, Stat, join, remote_path
 from f7tfs.operations import Door, Operations
@@ -49,6 +53,7 @@ from f7tfs.service import recent_lines, sd_notify
 from f7tfs.transfers.attempt import Attempts
 from f7tfs.transfers.checksums import Checksums
 from f7tfs.transfers.download import Downloads
+from f7tfs.transfers.drops import Drops
 from f7tfs.transfers.heads import Heads
 from f7tfs.transfers.links import Links
 from f7tfs.transfers.namespace import Namespace
@@ -203,7 +208,7 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
                 min_free=config.cache_min_free,
             )
             spool = Spool(journal_directory, journal, disk, is_junk_name=is_junk)
-            spool.load(Submissions.files_of(journal))
+            spool.load(Drops.files_of(journal))
             await spool.set_missing_aside()
             try:
                 async with trio.open_nursery() as nursery:
@@ -343,14 +348,12 @@ async def _assemble(
     removals = Removals(namespace, catalog, spool, uploads, journal, cluster.breaker)
     submissions = Submissions(
         cluster,
-        journal,
+        Drops(journal, spool.directory, disk),
         spool,
         uploads,
-        disk,
+        removals,
         nursery,
         barrier=config.jobs.barrier == "all",
-        account=config.jobs.account,
-        directory=remote_path(config.jobs.working_directory or view.home),
     )
     callers = Callers()
     readers = Readers(
@@ -398,20 +401,29 @@ async def _assemble(
         root=root,
     )
     overlays: dict[str, Wing] = {}
+    work = [cluster.breaker.watch, uploads.run, removals.run]
     if config.jobs.enabled:
-        board = JobBoard(cluster, submissions, nursery, interval=config.jobs.poll_interval)
-        overlays["jobs"] = JobsWing(
+        board = JobBoard(
             cluster,
-            catalog,
-            downloads,
+            submissions,
+            nursery,
+            interval=config.jobs.poll_interval,
+            idle=config.jobs.poll_interval_idle,
+            transfers=config.jobs.transfers,
+        )
+        work.append(board.watch)
+        outputs = Outputs(cluster, catalog, downloads, interval=config.jobs.poll_interval)
+        takedowns = Takedowns()
+        overlays["jobs"] = JobsWing(
             submissions,
             board,
+            outputs,
+            Shelf(cluster, submissions, board, outputs, takedowns),
+            takedowns,
             callers,
             readers,
             mountpoint=config.mountpoint,
-            directory=config.jobs.working_directory or view.home,
-            partition=config.jobs.partition,
-            interval=config.jobs.poll_interval,
+            defaults=_defaults(config.jobs, view),
         )
     levers = Levers(root, spool, catalog, uploads, removals, downloads, submissions)
     mounted = Mounted(spool, cache, uploads, removals, floors, workplace, levers)
@@ -423,11 +435,22 @@ async def _assemble(
     )
     mounted.tree = Tree(remote, overlays, callers, readers)
     nursery.start_soon(keep_running, callers.watch)
-    for work in (cluster.breaker.watch, uploads.run, removals.run):
-        nursery.start_soon(keep_running, work)
+    for loop in work:
+        nursery.start_soon(keep_running, loop)
     await submissions.resume()
     nursery.start_soon(keep_running, lambda: workplace.tidy(attempts.names_in_use))
     return mounted
+
+
+def _defaults(options: JobsOptions, view: View) -> Wishes:
+    """What drops are submitted with where nothing else says it."""
+    return Wishes(
+        account=options.account or "",
+        partition=options.partition or "",
+        reservation=options.reservation or "",
+        working_directory=remote_path(options.working_directory or view.home),
+        name=options.name or "",
+    )
 
 
 async def keep_running(work: Callable[[], Awaitable[None]]) -> None:

@@ -341,11 +341,11 @@ class Operations(pyfuse3.Operations):
     async def setxattr(
         self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
-        raise OSError(errno.ENOTSUP, f"{_text(name)} cannot be stored on the cluster")
+        await self._tree.set_attribute(inode, _text(name), _text(value))
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        raise OSError(errno.ENOTSUP, f"{_text(name)} cannot be stored on the cluster")
+        await self._tree.set_attribute(inode, _text(name), "")
 
 
 class Door:

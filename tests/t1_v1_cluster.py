@@ -39,7 +39,7 @@ from f7tfs.errors import (
     Unreachable,
     Unsupported,
 )
-from f7tfs.model import JobState, Kind, RemotePath, join, remote_path
+from f7tfs.model import Job, JobState, Kind, RemotePath, join, remote_path
 
 
 @pytest.fixture(scope="module")
@@ -513,32 +513,75 @@ def test_a_job(sim: Simulator) -> None:
         submitted = await cluster.submit(script, "tag-1234.sh", None, HOME)
         assert submitted.script_path.endswith("/tag-1234.sh")
         assert submitted.stdout_path
+
+        async def mine() -> Job | None:
+            found = {job.id: job for job in await cluster.jobs()}
+            return found.get(submitted.job_id)
+
         with trio.fail_after(30):
-            while True:
-                (job,) = await cluster.jobs([submitted.job_id])
-                if job.state is JobState.RUNNING:
-                    break
-        assert (job.id, job.name) == (submitted.job_id, "mine")
-        assert job.script_path == submitted.script_path
-        assert submitted.job_id in {job.id for job in await cluster.jobs()}
+            while (job := await mine()) is None or job.state is not JobState.RUNNING:
+                pass
+        assert job.name in {"mine", ""}  # "": the accounting has only begun to know it
+        assert (await cluster.job_paths(job)) == submitted
+        assert (await cluster.submitted_as("tag-1234.sh")) == submitted
+        assert await cluster.submitted_as("another.sh") is None
         # An id that nobody knows does not hide the others.
-        both = await cluster.jobs([submitted.job_id, "99999999"])
+        both = await cluster.accounting([submitted.job_id, "99999999"])
         assert [job.id for job in both] == [submitted.job_id]
-        assert await cluster.jobs(["99999999"]) == []
-        assert await cluster.jobs([]) == []
+        assert await cluster.accounting([]) == []
         await cluster.cancel(submitted.job_id)
         with trio.fail_after(30):
-            while True:
-                states = [job.state for job in await cluster.accounting([submitted.job_id])]
-                if states == [JobState.CANCELLED]:
-                    break
+            while (job := await mine()) is None or job.state is not JobState.CANCELLED:
+                pass
+        assert (await cluster.job_paths(job)).stdout_path == ""
         await cluster.cancel(submitted.job_id)
         await cluster.cancel("99999999")
         assert await cluster.accounting(["99999999"]) == []
-        with pytest.raises(InvalidArgument):
-            await cluster.cancel("abc")
+        for wrong in ("abc", "92_[1-3]", "92+0"):
+            with pytest.raises(InvalidArgument):
+                await cluster.cancel(wrong)
 
     on_cluster(sim, body)
+
+
+def test_what_a_look_at_the_jobs_costs(sim: Simulator) -> None:
+    """FACTS §9: the queue costs three commands a job, the accounting two for all of them."""
+    sim.hold_jobs(True)
+
+    async def body(cluster: Cluster, _: StagingArea) -> None:
+        made = [await cluster.submit(b"#!/bin/sh\n", f"x-{n}.sh", None, HOME) for n in range(5)]
+        array = b"#!/bin/sh\n#SBATCH --array=1-3\n"
+        (await cluster.submit(array, "array.sh", None, HOME))
+        sim.reset_calls()
+        told = {job.id: job for job in await cluster.jobs()}
+        assert {one.job_id for one in made} <= set(told)
+        assert calls(sim) == {"GET /compute/acct": 1, "GET /tasks/{id}": 1}
+        told = {job.id: job for job in await cluster.jobs(reasons=True)}
+        assert told[made[0].job_id].state is JobState.PENDING
+        log = [(one["path"], one["params"]) for one in sim.log(20)]
+        assert ("/compute/jobs", {"userJobs": "false"}) in log
+        for one in made:
+            await cluster.cancel(one.job_id)
+
+    try:
+        on_cluster(sim, body)
+    finally:
+        sim.hold_jobs(False)
+
+
+def test_a_site_without_accounting(sim: Simulator) -> None:
+    body_text = '{"description": "no", "error": "Slurm accounting storage is disabled"}'
+    answer = {"status": 400, "headers": {"Content-Type": "application/json"}, "body": body_text}
+    (ident,) = sim.faults([{"match": "GET /compute/acct", "times": None, "action": answer}])
+
+    async def body(cluster: Cluster, _: StagingArea) -> None:
+        made = await cluster.submit(b"#!/bin/sh\nsleep 60\n", "x.sh", None, HOME)
+        told = {job.id: job for job in await cluster.jobs()}
+        assert told[made.job_id].script_path.endswith("/x.sh")
+        await cluster.cancel(made.job_id)
+
+    on_cluster(sim, body)
+    assert sim.fired()[ident]
 
 
 def test_a_refused_job(sim: Simulator) -> None:

@@ -713,20 +713,17 @@ def test_a_submission_is_sent_once() -> None:
         assert len(server.asked) == 1
 
 
-def test_transfers_are_not_among_the_jobs() -> None:
-    script = (
-        Script()
-        .on("GET /compute/cluster/jobs", "jobs.list.cut")
-        .on("GET /metadata", "jobs.metadata.unknown")
-    )
+def test_transfers_are_marked() -> None:
+    script = Script().on("GET /compute/cluster/jobs", "jobs.list.cut")
 
     async def body(cluster: V2Cluster) -> None:
-        assert [job.id for job in await cluster.accounting()] == ["77", "78", "82"]
-        active = await cluster.jobs()
-        assert all(not job.state.is_over for job in active)
+        told = await cluster.jobs()
+        assert [job.id for job in told if not job.is_transfer] == ["77", "78", "82"]
+        assert any(job.is_transfer for job in told)
         assert [job.id for job in await cluster.accounting(["1"])] == ["1"]
 
-    run(script.on("GET /jobs/1", "xfer.upload.small.job_final"), body)
+    _, server = run(script.on("GET /jobs/1", "xfer.upload.small.job_final"), body)
+    assert len(server.asked) == 2
 
 
 def test_a_pipe_in_a_name_spoils_the_list() -> None:
@@ -738,13 +735,12 @@ def test_a_pipe_in_a_name_spoils_the_list() -> None:
         .on("GET /jobs/90", "jobs.get.name_pipe")
         .on("GET /jobs/\\d+", "jobs.get.unknown")
     )
-    _, server = fails(errors.Unreachable, script, lambda c: c.jobs())
+    _, server = fails(errors.QueueUnreadable, script, lambda c: c.jobs())
     assert [asked.query for asked in server.asked] == [{}, {"time_window": "1h"}]
     found, _ = run(script, lambda c: c.accounting(["77", "90", "3", "4"]))
     assert [(job.id, job.state) for job in found] == [("77", JobState.COMPLETED)]
     fails(errors.Unreachable, script, lambda c: c.accounting(["90"]))
     script.on("GET /compute/cluster/jobs", "jobs.list.default", "jobs.list.cut")
-    script.on("GET /metadata", "jobs.metadata.unknown")
     assert run(script, lambda c: c.jobs())[0] is not None
 
 

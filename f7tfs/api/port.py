@@ -263,14 +263,27 @@ class Cluster(Protocol):
         job may exist all the same."""
         ...
 
-    async def jobs(self, ids: Sequence[str] | None = None) -> list[Job]:
-        """The user's jobs that are queued or running, or just those of `ids`."""
+    async def jobs(self, *, reasons: bool = False) -> list[Job]:
+        """All jobs of the user that the scheduler tells of: queued, running, and over since
+        yesterday; in one call, however many there are. `reasons`: also why queued ones wait, where
+        that is another call. Raises QueueUnreadable where single jobs can still be asked for."""
         ...
 
-    async def accounting(self, ids: Sequence[str] | None = None) -> list[Job]:
-        """Jobs that the accounting knows: those of `ids`, else today's."""
+    async def accounting(self, ids: Sequence[str]) -> list[Job]:
+        """Those jobs (of an array its elements), however long ago; unknown ones are missing."""
+        ...
+
+    async def job_paths(self, job: Job) -> Submitted:
+        """Where a job's script and output are; "" for what the scheduler does not tell any more.
+        It costs a call for each job (v1: of one that is not over, three commands)."""
+        ...
+
+    async def submitted_as(self, tag: str) -> Submitted | None:
+        """The job that `submit` made of this tag, if the server knows of one."""
         ...
 
     async def cancel(self, job_id: str) -> None:
-        """Success also when the job is already over. PermissionDenied for somebody else's."""
+        """Success also when the job is already over. An array's number means all its elements; one
+        element alone is Unsupported where the dialect would take all. PermissionDenied for
+        somebody else's."""
         ...

@@ -108,6 +108,23 @@ class TaskBoard:
                     return task
         raise unfinished(f"task {task_id} is not over after {timeout:g} s") from trouble
 
+    async def results_of(self, service: str) -> list[dict[str, Any]]:
+        """What the user's tasks of a service answered that succeeded, as far as the server keeps
+        them. It lists all tasks of the user, so it is for rare questions (FACTS §5)."""
+        reply = await self._api.request("GET", "/tasks", idempotent=True)
+        if reply.status != 200:
+            raise ServerError(f"the tasks cannot be listed: {words_of(reply)}")
+        tasks = (
+            normalised(task_id, record)
+            for task_id, record in _member(reply.body, "tasks").items()
+            if isinstance(record, dict)
+        )
+        return [
+            task.data
+            for task in tasks
+            if task.service == service and task.succeeded and isinstance(task.data, dict)
+        ]
+
     async def _poll_all(self, ids: Sequence[str]) -> dict[str, Task]:
         found: dict[str, Task] = {}
         for start in range(0, len(ids), IDS_PER_CALL):

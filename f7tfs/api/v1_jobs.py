@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import msgspec
 
 from f7tfs.api.names import require
 from f7tfs.api.scheduler import MAY_BE_SUBMITTED, NOT_SUBMITTED, OVER, base_of, said
@@ -26,6 +30,10 @@ from f7tfs.errors import (
 )
 from f7tfs.model import Job, JobState, Submitted
 
+log = logging.getLogger("f7tfs.api")
+DAY = 86400.0  # seconds
+ACCOUNTING, QUEUE = "ask the accounting", "ask the queue"
+_CANCELLABLE = re.compile(r"\d+(_\d+)?")
 _SENTENCES = re.compile(r"(?<=\S)(?=sbatch: )")
 
 
@@ -60,49 +68,64 @@ class Jobs:
         if not task.succeeded:
             raise refusal_of(task, what)
         data = task.data if isinstance(task.data, dict) else {}
-        job_id = said(data.get("jobid"))
-        if not job_id:
+        if not said(data.get("jobid")):
             raise OutcomeUnknown(f"{what}: the server named no job")
-        return Submitted(
-            job_id=job_id,
-            script_path=said(data.get("job_file")),
-            stdout_path=said(data.get("job_file_out")),
-            stderr_path=said(data.get("job_file_err")),
-        )
+        return submitted_of(data)
 
-    async def active(self, ids: Sequence[str] | None) -> list[Job]:
-        """Jobs that squeue shows. One id that it does not know fails a query by several ids, so
-        they are then looked for among all of the user's."""
-        if ids is not None and not ids:
+    async def all(self, *, reasons: bool) -> list[Job]:
+        """One question to the accounting, which costs two commands however many jobs there are;
+        the queue costs three for each (§9). Why jobs wait only the queue tells: everybody's, which
+        is one command. Where there is no accounting, the user's queue has to do."""
+        yesterday = time.strftime("%Y-%m-%d", time.gmtime(time.time() - DAY))
+        try:
+            found = await self._rows_of("/compute/acct", {"starttime": yesterday}, ACCOUNTING)
+        except ServerError as error:
+            log.info("jobs are taken from the queue alone: %s", error)
+            return active_jobs(await self._rows_of("/compute/jobs", {}, QUEUE))
+        jobs = accounted_jobs(found)
+        if reasons and any(job.state is JobState.PENDING for job in jobs):
+            queue = await self._rows_of("/compute/jobs", {"userJobs": "false"}, QUEUE)
+            waiting = {job.id: job for job in active_jobs(queue)}
+            jobs = [_with_reason(job, waiting.get(job.id)) for job in jobs]
+        return jobs
+
+    async def accounted(self, ids: Sequence[str]) -> list[Job]:
+        if not ids:
             return []
-        what = "list jobs"
-        wanted = None if ids is None else [base_of(job_id) for job_id in ids]
-        answer = await self._calls.ask("/compute/jobs", _query(wanted), what)
+        wanted = {"jobs": ",".join(dict.fromkeys(base_of(job_id) for job_id in ids))}
+        return accounted_jobs(await self._rows_of("/compute/acct", wanted, ACCOUNTING))
+
+    async def paths(self, job: Job) -> Submitted:
+        """The queue tells only of what is queued or running."""
+        if job.state.is_over:
+            return Submitted(job.id)
+        rows = await self._rows_of("/compute/jobs", {"jobs": base_of(job.id)}, QUEUE)
+        told = {one.id: one for one in active_jobs(rows)}.get(job.id, job)
+        return Submitted(job.id, told.script_path, told.stdout_path, told.stderr_path)
+
+    async def submitted_as(self, tag: str) -> Submitted | None:
+        """Out of the user's tasks, which hold what each submission answered, for a day; it costs
+        no command of the login node."""
+        for data in await self._tasks.results_of("compute"):
+            if said(data.get("job_file")).rpartition("/")[2] == tag and said(data.get("jobid")):
+                return submitted_of(data)
+        return None
+
+    async def _rows_of(self, path: str, query: dict[str, str], what: str) -> Any:
+        answer = await self._calls.ask(path, query, what)
         task = await self._finished(answer, what, changes=False)
         if task.succeeded:
-            return active_jobs(task.data)
-        if wanted is None or not OVER.search(task.text):
-            raise _failure(task, what)
-        if len(wanted) == 1:
-            return []
-        return [job for job in await self.active(None) if base_of(job.id) in wanted]
-
-    async def accounted(self, ids: Sequence[str] | None) -> list[Job]:
-        if ids is not None and not ids:
-            return []
-        what = "ask the accounting"
-        wanted = None if ids is None else [base_of(job_id) for job_id in ids]
-        answer = await self._calls.ask("/compute/acct", _query(wanted), what)
-        task = await self._finished(answer, what, changes=False)
-        if not task.succeeded:
-            raise _failure(task, what)
-        return accounted_jobs(task.data)
+            return task.data
+        if OVER.search(task.text):  # it knows none of these ids
+            return {}
+        raise _failure(task, what)
 
     async def cancel(self, job_id: str) -> None:
         what = f"cancel job {job_id}"
-        number = base_of(job_id)
+        if not _CANCELLABLE.fullmatch(job_id):
+            raise InvalidArgument(f"{what}: only a job, an array, or one of its elements")
         answer = await self._calls.act(
-            "DELETE", f"/compute/jobs/{number}", what, endpoint="/compute/jobs/{id}"
+            "DELETE", f"/compute/jobs/{job_id}", what, endpoint="/compute/jobs/{id}"
         )
         task = await self._finished(answer, what, changes=True)
         if task.succeeded or OVER.search(task.text):
@@ -138,8 +161,29 @@ def _failure(task: Task, what: str, *, changes: bool = False) -> F7tfsError:
     return found or ServerError(f"{what}: {task.text}")
 
 
-def _query(ids: Sequence[str] | None) -> dict[str, str]:
-    return {} if ids is None else {"jobs": ",".join(dict.fromkeys(ids))}
+def submitted_of(data: dict[str, Any]) -> Submitted:
+    """From the data of a submission's task."""
+    return Submitted(
+        job_id=said(data.get("jobid")),
+        script_path=said(data.get("job_file")),
+        stdout_path=said(data.get("job_file_out")),
+        stderr_path=said(data.get("job_file_err")),
+    )
+
+
+def _with_reason(job: Job, waiting: Job | None) -> Job:
+    """The queue is ahead of the accounting, and tells why a job waits."""
+    if waiting is None or job.state is not JobState.PENDING:
+        return job
+    return msgspec.structs.replace(
+        job,
+        state=waiting.state,
+        state_text=waiting.state_text,
+        reason=waiting.reason,
+        partition=job.partition or waiting.partition,
+        started=job.started or waiting.started,
+        node_list=job.node_list or waiting.node_list,
+    )
 
 
 def active_jobs(data: Any) -> list[Job]:

@@ -331,11 +331,17 @@ class V2Cluster:
     ) -> Submitted:
         return await self._jobs.submit(script, tag, account, directory)
 
-    async def jobs(self, ids: Sequence[str] | None = None) -> list[Job]:
-        return await self._jobs.active(ids)
+    async def jobs(self, *, reasons: bool = False) -> list[Job]:
+        return await self._jobs.all()
 
-    async def accounting(self, ids: Sequence[str] | None = None) -> list[Job]:
+    async def accounting(self, ids: Sequence[str]) -> list[Job]:
         return await self._jobs.accounted(ids)
+
+    async def job_paths(self, job: Job) -> Submitted:
+        return await self._jobs.paths(job.id)
+
+    async def submitted_as(self, tag: str) -> Submitted | None:
+        return await self._jobs.submitted_as(tag)
 
     async def cancel(self, job_id: str) -> None:
         await self._jobs.cancel(job_id)

@@ -25,6 +25,7 @@ from f7tfs.errors import (
     InvalidArgument,
     OutcomeUnknown,
     PermissionDenied,
+    QueueUnreadable,
     QuotaExceeded,
     Rejected,
     ServerError,
@@ -86,7 +87,6 @@ class Jobs:
     def __init__(self, calls: Calls, own_transfers: set[str]) -> None:
         self._calls = calls
         self._own_transfers = own_transfers
-        self._outputs: dict[str, tuple[str, str]] = {}  # id → paths of stdout and stderr
 
     async def submit(
         self, script: bytes, tag: str, account: str | None, directory: RemotePath
@@ -137,17 +137,22 @@ class Jobs:
             raise OutcomeUnknown(f"{what}: the server named no job")
         return job_id
 
-    async def active(self, ids: Sequence[str] | None) -> list[Job]:
-        found = [row.job for row in await self._rows(ids) if not row.is_over]
-        if ids is None:
-            for job in found:
-                if job.id not in self._outputs:
-                    await self._outputs_of(job.id)
-                    break  # one more per look: a job is asked for once in its life
-        return [self._with_outputs(job) for job in found]
+    async def all(self) -> list[Job]:
+        """Of a day, the queue included."""
+        reply = await self._list()
+        return [self._job_of(row) for row in rows_of(reply.body)]
 
-    async def accounted(self, ids: Sequence[str] | None) -> list[Job]:
-        return [self._with_outputs(row.job) for row in await self._rows(ids)]
+    async def accounted(self, ids: Sequence[str]) -> list[Job]:
+        return [self._job_of(row) for row in await self._rows(ids)]
+
+    async def paths(self, job_id: str) -> Submitted:
+        """As long as the scheduler remembers the job (§9)."""
+        stdout, stderr = await self._outputs_of(job_id)
+        return Submitted(job_id, stdout_path=stdout, stderr_path=stderr)
+
+    async def submitted_as(self, tag: str) -> Submitted | None:
+        row = await self.named(tag)
+        return None if row is None else await self.paths(base_of(row.job.id))
 
     async def cancel(self, job_id: str) -> None:
         what = f"cancel job {job_id}"
@@ -168,12 +173,8 @@ class Jobs:
         """The jobs of `ids`, for who follows transfers; unknown ones are missing."""
         return {row.job.id: row for row in await self._rows(ids)}
 
-    async def _rows(self, ids: Sequence[str] | None) -> list[Row]:
-        """With ids: those jobs, and the elements of those that are arrays. Without: the user's
-        jobs of a day, without FirecREST's own."""
-        if ids is None:
-            reply = await self._list()
-            return [row for row in rows_of(reply.body) if not self._is_hidden(row)]
+    async def _rows(self, ids: Sequence[str]) -> list[Row]:
+        """Those jobs, and the elements of those that are arrays."""
         wanted = list(dict.fromkeys(base_of(job_id) for job_id in ids))
         found: dict[str, list[Row]] = {}
         if len(wanted) > ONE_BY_ONE:
@@ -200,7 +201,7 @@ class Jobs:
         if is_scheduler_failure(reply):
             reply = await self._calls.reply_to(JOBS, {"time_window": NARROWEST_WINDOW})
             if is_scheduler_failure(reply):
-                raise Unreachable(
+                raise QueueUnreadable(
                     f"{what}: the server cannot ask the scheduler, or cannot read its answer "
                     '(a job whose name holds "|" spoils the list)'
                 )
@@ -218,11 +219,12 @@ class Jobs:
             raise error_of(reply, f"job {number}", changes=False)
         return rows_of(reply.body)
 
-    def _is_hidden(self, row: Row) -> bool:
-        return row.is_transfer or row.job.id in self._own_transfers
+    def _job_of(self, row: Row) -> Job:
+        is_transfer = row.is_transfer or row.job.id in self._own_transfers
+        return msgspec.structs.replace(row.job, is_transfer=is_transfer)
 
     async def _outputs_of(self, job_id: str) -> tuple[str, str]:
-        """Where a job writes, asked once. Never fails: the scheduler soon forgets it (§9)."""
+        """Where a job writes. Never fails: the scheduler soon forgets it (§9)."""
         number = base_of(job_id)
         told = "", ""
         try:
@@ -231,12 +233,7 @@ class Jobs:
                 told = outputs_of(reply.body, job_id)
         except F7tfsError as error:
             log.info("job %s: where it writes is not known: %s", job_id, error)
-        self._outputs[job_id] = told
         return told
-
-    def _with_outputs(self, job: Job) -> Job:
-        stdout, stderr = self._outputs.get(job.id, ("", ""))
-        return msgspec.structs.replace(job, stdout_path=stdout, stderr_path=stderr)
 
 
 def _text_of(script: bytes) -> str:

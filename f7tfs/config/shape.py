@@ -30,9 +30,12 @@ class JobsOptions(msgspec.Struct, frozen=True, kw_only=True):
     barrier: Literal["all", "off"] = "all"
     account: str | None = None
     partition: str | None = None
+    reservation: str | None = None
+    name: str | None = None  # of jobs whose script has none
     working_directory: str | None = None  # None: the remote path; of a whole system, home
     poll_interval: float = 2.0  # while somebody looks
     poll_interval_idle: float = 60.0
+    transfers: bool = False  # show FirecREST's own jobs as well
 
 
 class ReadersOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ import trio
 from f7tfs.content.aside import Aside
 from f7tfs.content.disk import sync_directory
 from f7tfs.errors import Busy, JournalDamaged, NoLocalSpace, NotUsable
-from f7tfs.model import Fingerprint
+from f7tfs.model import Fingerprint, Job
 
 log = logging.getLogger("f7tfs.journal")
 VERSION = 1  # one more whenever an older f7tfs would misread the records: it refuses then
@@ -104,7 +104,13 @@ class TimesRecord(Record, frozen=True):
 class SubmitRecord(Record, frozen=True):
     """One drop into jobs/. `id` is the tag that the scheduler sees; the script is in the spool
     under it. It is `held` until its inputs are on the cluster and the API answers; `sending` is
-    written before the call, so a crash during it is found as `unknown`."""
+    written before the call, so a crash during it is found as `unknown`.
+
+    `named`: whether it still shows as jobs/NAME; a submitted one without a name remembers where its
+    job writes. `withdrawn`: it was removed before its job was known, which is cancelled when it is
+    found. `told`: close() has failed with the refusal. `missing`: keys of the configuration that
+    neither it nor the script set. `last` is the job when it was over.
+    """
 
     kind = "submit"
     name: str
@@ -116,6 +122,22 @@ class SubmitRecord(Record, frozen=True):
     stdout_path: str = ""
     stderr_path: str = ""
     error: str = ""
+    job_name: str = ""
+    account: str = ""
+    directory: str = ""
+    missing: tuple[str, ...] = ()
+    named: bool = True
+    withdrawn: bool = False
+    told: bool = False
+    last: Job | None = None
+
+
+class DismissedRecord(Record, frozen=True):
+    """A job whose directory the user removed: not shown any more. `id` is the job's, `since` in
+    epoch seconds."""
+
+    kind = "dismissed"
+    since: float
 
 
 ENDED = "ended"  # of a row whose id is the name of a spool file that nobody needs any more

@@ -138,7 +138,7 @@ class Report:
         ]
 
     def _jobs(self) -> dict[str, Any]:
-        drops = self._submissions.all()
+        drops = self._submissions.drops.shown()
         return {
             "dropped": [
                 {"name": one.name, "state": one.state, "id": one.job_id, "error": one.error}

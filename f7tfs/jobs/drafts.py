@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from f7tfs.errors import TooLarge
-from f7tfs.jobs.script import LIMIT
+from f7tfs.jobs.process import is_open
+from f7tfs.jobs.script import LIMIT, Wishes
 from f7tfs.tree.wing import Caller, wants_writing
 
 
@@ -24,6 +25,7 @@ class Draft:
         self.content = bytearray(content)
         self.permissions = permissions
         self.mtime_ns = time.time_ns()
+        self.wishes = Wishes()  # set by setxattr on the way
         self.writers = 0
         self.is_dirty = False
         self.is_gone = False
@@ -53,8 +55,9 @@ class Draft:
 
 
 class DraftHandle:
-    """One open(2) of a draft. `ended` is told when the last writer is through: from the flush of
-    the only descriptor, where a refusal still reaches close(), else from release."""
+    """One open(2) of a draft. `ended` is told when the last writer is through, and whether close()
+    waits for the answer: it does in the flush of the only descriptor, where a refusal still reaches
+    it, and not in release."""
 
     is_direct = True
 
@@ -64,7 +67,7 @@ class DraftHandle:
         flags: int,
         *,
         path: Path,
-        ended: Callable[[Draft], Awaitable[None]],
+        ended: Callable[[Draft, bool], Awaitable[None]],
     ) -> None:
         self.draft = draft
         self._path = path
@@ -86,7 +89,7 @@ class DraftHandle:
     async def flush(self, caller: Caller) -> None:
         draft = self.draft
         if self._writes and draft.is_dirty and draft.writers == 1 and not is_open(self._path):
-            await self._ended(draft)
+            await self._ended(draft, True)
 
     async def sync(self) -> None:
         pass
@@ -95,36 +98,4 @@ class DraftHandle:
         if self._writes:
             self.draft.writers -= 1
             if self.draft.writers == 0:
-                await self._ended(self.draft)
-
-
-def is_open(path: Path) -> bool:
-    """Whether any process has a descriptor on this file of the mount. A descriptor that is being
-    closed is not in its table any more; a duplicate is. readlink of /proc never asks the mount.
-    Processes of others are passed over: they reach the file only through allow_other."""
-    wanted = str(path)
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            numbers = os.listdir(process / "fd")
-        except OSError:
-            continue
-        for number in numbers:
-            try:
-                if os.readlink(process / "fd" / number) == wanted:
-                    return True
-            except OSError:
-                continue
-    return False
-
-
-def walks(pid: int, directory: Path) -> bool:
-    """Whether a process has this directory open, as `rm -r`, `find -delete` and `rsync --delete`
-    have while they remove what they found in it; who names a file does not."""
-    wanted = str(directory)
-    try:
-        process = Path(f"/proc/{pid}/fd")
-        return any(os.readlink(process / number) == wanted for number in os.listdir(process))
-    except OSError:
-        return False
+                await self._ended(self.draft, False)

@@ -1,89 +1,84 @@
-"""jobs/: the scheduler as a directory.
-
-jobs/NAME          a script dropped here; it stays readable, and rm cancels its job
-jobs/NAME.error    why the last drop of that name was refused
-jobs/ID/           status, status.json, script, stdout, stderr of a job
+"""jobs/: the scheduler as a directory. What there is to see is `shelf`'s; here scripts are dropped,
+and names removed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import trio
 
-from f7tfs.api.port import Cluster
-from f7tfs.catalog import Catalog
 from f7tfs.errors import (
     Exists,
     F7tfsError,
     IsADirectory,
+    NotEmpty,
     NotFound,
     NotPermitted,
+    PermissionDenied,
+    Rejected,
+    Unsupported,
 )
 from f7tfs.jobs import script as scripts
 from f7tfs.jobs.board import JobBoard
-from f7tfs.jobs.drafts import Draft, DraftHandle, walks
-from f7tfs.jobs.follow import Output, OutputHandle
-from f7tfs.jobs.text import status_json, status_text
-from f7tfs.model import Job, Kind, remote_path
-from f7tfs.transfers.download import Downloads
-from f7tfs.transfers.submit import Drop, Submissions
+from f7tfs.jobs.drafts import Draft, DraftHandle
+from f7tfs.jobs.follow import OutputHandle, Outputs
+from f7tfs.jobs.process import Deletions, holds, process_of
+from f7tfs.jobs.script import Wishes
+from f7tfs.jobs.shelf import ALL, ERROR, STREAMS, Shelf, is_job_id
+from f7tfs.jobs.takedown import Takedowns
+from f7tfs.model import Job
+from f7tfs.transfers.submit import Submissions
 from f7tfs.tree.nodes import Node
 from f7tfs.tree.readers import Readers
 from f7tfs.tree.sniffing import RefusingHandle
-from f7tfs.tree.waiting import Callers
+from f7tfs.tree.waiting import Callers, caller_pid
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, ReadOnlyText, Wing, wants_writing
 
-log = logging.getLogger("f7tfs.jobs")
-ERROR = ".error"
-JOB_FILES = ("status", "status.json", "script", "stdout", "stderr")
+PREFIX = "user.f7tfs."
 
 
 class JobsWing(Wing):
+    """`defaults`: what drops are submitted with where nothing else says it."""
+
     def __init__(
         self,
-        cluster: Cluster,
-        catalog: Catalog,
-        downloads: Downloads,
         submissions: Submissions,
         board: JobBoard,
+        outputs: Outputs,
+        shelf: Shelf,
+        takedowns: Takedowns,
         callers: Callers,
         readers: Readers,
         *,
         mountpoint: Path,
-        directory: str,
-        partition: str | None,
-        interval: float,
+        defaults: Wishes,
     ) -> None:
-        self._cluster = cluster
-        self._catalog = catalog
-        self._downloads = downloads
         self._submissions = submissions
+        self._drops = submissions.drops
         self._board = board
+        self._outputs = outputs
+        self._shelf = shelf
+        self._takedowns = takedowns
         self._callers = callers
         self._readers = readers
         self._path = mountpoint / "jobs"
-        self._directory = directory
-        self._partition = partition
-        self._interval = interval
+        self._deletions = Deletions(mountpoint, self._path)
+        self._defaults = defaults
+        self._wishes = Wishes()  # set on jobs/ itself, until the mount ends
         self._drafts: dict[str, Draft] = {}
-        self._outputs: dict[str, Output] = {}
-        self._errors: dict[str, str] = {}  # refused before anything was journaled
+        self._refused_cancels: dict[str, str] = {}  # name or number → the scheduler's words
         self._turns: dict[str, trio.Lock] = {}
-        self._started_ns = time.time_ns()
-        self._uid, self._gid = os.getuid(), os.getgid()
 
     # What is there.
 
     async def look(self, node: Node) -> Look:
         parts = node.parts()[1:] if node.parts()[:1] == ("jobs",) else ()
         if not parts:
-            return self._directory_look(0o755)
+            return self._shelf.directory_look(0o755)
         if node.is_detached:
             raise NotFound("the name is gone")
         return await self._look_of(parts)
@@ -92,86 +87,18 @@ class JobsWing(Wing):
         return await self._look_of((*parent.parts()[1:], name))
 
     async def _look_of(self, parts: tuple[str, ...]) -> Look:
-        if len(parts) == 1:
-            return await self._look_at_root(parts[0])
-        job = await self._job(parts[0])
-        if len(parts) > 2 or parts[1] not in self._files_of(job):
-            raise NotFound("/".join(parts))
-        if parts[1] in {"stdout", "stderr"}:
-            output = self._output(job, parts[1])
-            await output.look()
-            return self._text_look(output.size, output.mtime_ns or self._started_ns)
-        if parts[1] == "script":
-            drop = self._submissions.of_job(job.id)
-            size = len(self._submissions.script(drop)) if drop is not None else 0
-            return self._text_look(size, self._started_ns)
-        return self._text_look(len(self._text(job, parts[1])), time.time_ns())
-
-    async def _look_at_root(self, name: str) -> Look:
-        draft = self._drafts.get(name)
+        draft = self._drafts.get(parts[0]) if len(parts) == 1 else None
         if draft is not None:
-            return self._file_look(len(draft.content), draft.mtime_ns, draft.permissions)
-        drop = self._submissions.named(name)
-        if drop is not None and drop.state != "refused":
-            size = len(self._submissions.script(drop))
-            return self._file_look(size, int(drop.created * 1e9), 0o644)
-        if name.endswith(ERROR) and (reason := self._reason(name.removesuffix(ERROR))):
-            return self._text_look(len(reason.encode()) + 1, self._started_ns)
-        if name.isdigit() or "_" in name:
-            await self._job(name)
-            return self._directory_look(0o555)
-        raise NotFound(name)
-
-    def _reason(self, name: str) -> str | None:
-        """Why the last drop of a name was refused."""
-        drop = self._submissions.named(name)
-        if drop is not None and drop.state == "refused":
-            return drop.error
-        return self._errors.get(name)
-
-    async def _job(self, job_id: str) -> Job:
-        job = (await self._board.jobs()).get(job_id)
-        if job is None:
-            raise NotFound(job_id)
-        return job
-
-    def _files_of(self, job: Job) -> list[str]:
-        missing = set()
-        if not job.stdout_path:
-            missing.add("stdout")
-        if not job.stderr_path:
-            missing.add("stderr")
-        if not job.script_path and self._submissions.of_job(job.id) is None:
-            missing.add("script")
-        return [name for name in JOB_FILES if name not in missing]
-
-    def _text(self, job: Job, name: str) -> bytes:
-        return status_json(job) if name == "status.json" else status_text(job)
-
-    def _directory_look(self, permissions: int) -> Look:
-        return Look(Kind.DIRECTORY, permissions, 0, self._started_ns, self._uid, self._gid, nlink=2)
-
-    def _file_look(self, size: int, mtime_ns: int, permissions: int) -> Look:
-        return Look(Kind.FILE, permissions, size, mtime_ns, self._uid, self._gid, timeout=0.0)
-
-    def _text_look(self, size: int, mtime_ns: int) -> Look:
-        return self._file_look(size, mtime_ns, 0o444)
+            return self._shelf.file_look(len(draft.content), draft.mtime_ns, draft.permissions)
+        return await self._shelf.look(parts)
 
     async def entries(self, node: Node) -> list[tuple[str, Look]]:
         parts = node.parts()[1:]
         if len(parts) == 1:
-            job = await self._job(parts[0])
-            return [(name, await self._look_of((*parts, name))) for name in self._files_of(job)]
-        names = [*self._drafts, *(f"{name}{ERROR}" for name in self._errors)]
-        for drop in self._submissions.all():
-            names.append(f"{drop.name}{ERROR}" if drop.state == "refused" else drop.name)
-        found = [(name, await self._look_at_root(name)) for name in dict.fromkeys(names)]
-        try:
-            jobs = await self._board.jobs()
-        except F7tfsError as error:  # the names that were dropped here are known all the same
-            log.warning("jobs/ shows only what this mount submitted: %s", error)
-            jobs = self._board.known()
-        return found + [(job_id, self._directory_look(0o555)) for job_id in jobs]
+            return await self._shelf.files_of(parts[0])
+        drafts = [(name, await self._look_of((name,))) for name in list(self._drafts)]
+        others = await self._shelf.entries()
+        return drafts + [(name, look) for name, look in others if name not in self._drafts]
 
     # Opening.
 
@@ -184,40 +111,29 @@ class JobsWing(Wing):
         name = parts[0]
         draft = self._drafts.get(name)
         if draft is None:
-            if name.endswith(ERROR) and (reason := self._reason(name.removesuffix(ERROR))):
-                return ReadOnlyText(reason.encode() + b"\n")
-            drop = self._submissions.named(name)
+            drop = self._drops.named(name)
             if drop is None:
-                raise NotFound(name)
+                if wants_writing(flags):
+                    raise NotPermitted(f"{name} is the mount's own")
+                return ReadOnlyText(await self._shelf.text(name))
             if not wants_writing(flags):
-                return ReadOnlyText(self._submissions.script(drop))
-            draft = self._drafts[name] = Draft(name, self._submissions.script(drop), 0o644)
+                return ReadOnlyText(self._drops.script(drop))
+            draft = self._drafts[name] = Draft(name, self._drops.script(drop), 0o644)
         return DraftHandle(draft, flags, path=self._path / name, ended=self._ended)
 
     async def _open_job_file(self, parts: tuple[str, ...], flags: int, caller: Caller) -> OpenFile:
         if wants_writing(flags):
             raise NotPermitted("what is in a job's directory is written by the scheduler")
-        job = await self._job(parts[0])
-        if parts[1] not in self._files_of(job):
-            raise NotFound(parts[1])
+        job = await self._shelf.job(parts[0], glance=parts[1] in STREAMS)
         if caller.sniffs and not parts[1].startswith("status"):
             return RefusingHandle(self._readers, caller.sniffs)
-        if parts[1] in {"stdout", "stderr"}:
-            return OutputHandle(self._output(job, parts[1]), self._callers, caller)
+        if parts[1] in STREAMS:
+            output = await self._shelf.output(job, parts[1])
+            await output.look(job, opening=True)
+            return OutputHandle(output, lambda: self._shelf.now(job), self._callers, caller)
         if parts[1] == "script":
-            drop = self._submissions.of_job(job.id)
-            if drop is not None:
-                return ReadOnlyText(self._submissions.script(drop))
-            return ReadOnlyText(await self._cluster.download(remote_path(job.script_path)))
-        return ReadOnlyText(self._text(job, parts[1]))
-
-    def _output(self, job: Job, stream: str) -> Output:
-        path = remote_path(job.stdout_path if stream == "stdout" else job.stderr_path)
-        if path not in self._outputs:
-            self._outputs[path] = Output(
-                self._cluster, self._catalog, self._downloads, path, interval=self._interval
-            )
-        return self._outputs[path]
+            return ReadOnlyText(await self._shelf.script(job))
+        return ReadOnlyText(self._shelf.job_text(job, parts[1]))
 
     # Dropping.
 
@@ -226,107 +142,175 @@ class JobsWing(Wing):
     ) -> Look:
         if len(parent.parts()) > 1:
             raise NotPermitted("no files are created in a job's directory")
-        drop = self._submissions.named(name)
-        is_there = drop is not None and drop.state != "refused"
+        self._require_free(name)
+        is_there = self._drops.named(name) is not None
         if (is_there or name in self._drafts) and flags & os.O_EXCL:
             raise Exists(name)
-        if is_there:
-            return await self._look_at_root(name)
-        self._drafts.setdefault(name, Draft(name, b"", permissions & ~caller.umask))
-        return await self._look_at_root(name)
+        if not is_there:
+            self._drafts.setdefault(name, Draft(name, b"", permissions & ~caller.umask))
+        return await self._look_of((name,))
 
-    async def _ended(self, draft: Draft) -> None:
+    def _require_free(self, name: str) -> None:
+        """A script has a name that means nothing else here."""
+        if is_job_id(name) or name == ALL:
+            raise NotPermitted(f"{name}: such a name is the mount's own in jobs/")
+
+    def _turn(self, name: str) -> trio.Lock:
+        """One after the other: what is submitted under a name, and its removal."""
+        return self._turns.setdefault(name, trio.Lock())
+
+    async def _ended(self, draft: Draft, closing: bool) -> None:
         """The last writer is through. Called from flush and from release; whoever comes first with
         something new submits it."""
-        turn = self._turns.setdefault(draft.name, trio.Lock())
-        async with turn:
-            await self._submit_if_written(draft)
+        async with self._turn(draft.name):
+            await self._submit_if_written(draft, closing=closing)
 
-    async def _submit_if_written(self, draft: Draft) -> None:
-        if draft.is_gone:
+    async def _submit_if_written(self, draft: Draft, *, closing: bool) -> None:
+        if draft.is_gone or not scripts.is_ordinary(draft.name):
+            return  # or a name that editors use on their way
+        if not draft.is_dirty or not draft.content:
+            if draft.writers == 0 and self._drops.named(draft.name) is not None:
+                self._drop_draft(draft)  # opened and closed without a change, or only emptied
             return
-        if not draft.is_dirty:
-            if draft.writers == 0 and self._submissions.named(draft.name) is not None:
-                self._drop_draft(draft)  # opened and closed without a change
-            return
-        if not draft.content or not scripts.is_ordinary(draft.name):
-            return  # a touch, or a name that editors use on their way
         draft.is_dirty = False
-        content = bytes(draft.content)
-        self._errors.pop(draft.name, None)
         try:
-            scripts.check(content)
-            whole = scripts.with_defaults(
-                content, directory=self._directory, partition=self._partition
-            )
-            await self._submissions.drop(draft.name, whole)
-        except F7tfsError as error:
-            if self._submissions.named(draft.name) is None:
-                self._errors[draft.name] = str(error)
-            raise
+            await self._submit(draft.name, bytes(draft.content), draft.wishes, closing=closing)
+        except F7tfsError:
+            if closing:
+                raise  # in release nobody hears of it; the record tells
         finally:
             if not draft.is_dirty:
                 self._drop_draft(draft)
+
+    async def _submit(self, name: str, content: bytes, wishes: Wishes, *, closing: bool) -> None:
+        try:
+            scripts.check(content)
+        except Rejected as error:
+            await self._submissions.refuse(name, content, error, closing=closing)
+            raise
+        prepared = scripts.prepare(content, wishes.over(self._wishes).over(self._defaults))
+        await self._submissions.drop(
+            name,
+            prepared.content,
+            job_name=prepared.name,
+            account=prepared.account,
+            directory=prepared.directory,
+            missing=prepared.missing,
+            closing=closing,
+        )
 
     def _drop_draft(self, draft: Draft) -> None:
         draft.is_gone = True
         if self._drafts.get(draft.name) is draft:
             del self._drafts[draft.name]
 
-    # Names.
+    # Removing (docs/decisions/0015).
 
     async def unlink(self, parent: Node, name: str, node: Node | None, caller: Caller) -> None:
         if len(parent.parts()) > 1:
-            raise NotPermitted("what is in a job's directory is the scheduler's")
+            await self._take_down(parent.parts()[1], name, caller)
+            return
         draft = self._drafts.get(name)
         if draft is not None:
             self._drop_draft(draft)
-            if self._submissions.named(name) is None:
+            if self._drops.named(name) is None:
                 return
-        if name.endswith(ERROR) and self._reason(name.removesuffix(ERROR)) is not None:
-            dropped = name.removesuffix(ERROR)
-            self._errors.pop(dropped, None)
-            with contextlib.suppress(NotFound):
-                await self._submissions.remove(dropped)
+        elif self._drops.named(name) is None:
+            await self._unlink_own(name)
             return
-        if self._submissions.named(name) is None:
+        self._require_named(name, caller.pid)
+        async with self._callers.turn(self._turn(name)):
+            await self._cancel_named(name)
+
+    async def _unlink_own(self, name: str) -> None:
+        """A complaint goes when it is removed; what tells of a drop's state goes with that."""
+        refused = self._drops.refused(name.removesuffix(ERROR)) if name.endswith(ERROR) else None
+        if refused is None:
+            await self._shelf.text(name)  # NotFound
+            raise NotPermitted(f"{name} is the mount's own")
+        await self._drops.forget(refused)
+
+    def _require_named(self, name: str, pid: int) -> None:
+        why = self._deletions.walks(pid)
+        if why:
+            raise NotPermitted(f"{name}: {why}; name it alone")
+
+    async def _cancel_named(self, name: str) -> None:
+        drop = self._drops.named(name)
+        if drop is None:
             raise NotFound(name)
-        if walks(caller.pid, self._path):
-            raise NotPermitted(f"{name}: a walk through jobs/ cancels nothing; name the script")
-        known = self._board.known()
-        job_id = await self._submissions.remove(name)
+        known = self._board.known().get(drop.job_id)
+        try:
+            job_id = await self._submissions.remove(
+                name, is_over=known is not None and known.state.is_over
+            )
+        except F7tfsError as error:
+            raise self._refusal(name, error) from None
+        self._refused_cancels.pop(name, None)
         if job_id is not None:
-            self._board.cancelled(known[job_id])
+            self._board.cancelled(job_id)
+
+    def _refusal(self, name: str, error: F7tfsError) -> F7tfsError:
+        """The scheduler's words are kept for `user.f7tfs.error`."""
+        if isinstance(error, PermissionDenied | Unsupported):
+            self._refused_cancels[name] = str(error)
+        return error
+
+    async def _take_down(self, job_id: str, name: str, caller: Caller) -> None:
+        """A file of a job's directory goes, if that is what somebody is removing as a whole."""
+        self._require_named(f"{job_id}/{name}", caller.pid)
+        if not holds(caller.pid, self._path / job_id):
+            raise NotPermitted("what is in a job's directory is the scheduler's")
+        await self._shelf.job(job_id)
+        self._takedowns.hide(job_id, name, process_of(caller.pid))
 
     async def rmdir(self, parent: Node, name: str) -> None:
-        raise NotPermitted("a job is cancelled by removing the script that was dropped")
+        job = await self._shelf.job(name)
+        pid = caller_pid.get()
+        self._require_named(name, pid)
+        if not self._takedowns.is_by(name, process_of(pid)):
+            raise NotEmpty(f"{name}: rm -r removes a job's directory, and cancels the job")
+        try:
+            await self._cancel(job)
+        except F7tfsError as error:
+            raise self._refusal(name, error) from None
+        finally:
+            self._takedowns.end(name)
+        await self._drops.dismiss(name)
+
+    async def _cancel(self, job: Job) -> None:
+        if job.state.is_over:
+            return
+        await self._submissions.cancel(job.id)
+        self._board.cancelled(job.id)
+
+    # Renaming.
 
     async def rename(
         self, parent: Node, name: str, new_parent: Node, new_name: str, *, replace: bool
     ) -> None:
         if len(parent.parts()) > 1 or len(new_parent.parts()) > 1:
             raise NotPermitted("job directories are the scheduler's")
-        if not replace and (
-            new_name in self._drafts or self._submissions.named(new_name) is not None
-        ):
+        self._require_free(new_name)
+        if not replace and (new_name in self._drafts or self._drops.named(new_name) is not None):
             raise Exists(new_name)
         draft = self._drafts.get(name)
         if draft is None:
-            drop = self._submissions.named(name)
+            drop = self._drops.named(name)
             if drop is None:
-                await self._look_at_root(name)  # NotFound, or what is the scheduler's
+                await self._look_of((name,))  # NotFound, or what is the scheduler's
                 raise NotPermitted(f"{name} is the scheduler's")
             if scripts.is_ordinary(new_name):
                 raise NotPermitted("the name of a dropped script is the name of its job here")
             # An editor's backup: a copy under the new name; the job stays what it is.
-            self._drafts[new_name] = Draft(new_name, self._submissions.script(drop), 0o644)
+            self._drafts[new_name] = Draft(new_name, self._drops.script(drop), 0o644)
             return
         del self._drafts[name]
         draft.name = new_name
         self._drafts[new_name] = draft
         if draft.writers == 0:
             draft.is_dirty = draft.is_dirty or bool(draft.content)
-            await self._ended(draft)
+            await self._ended(draft, True)
 
     def refuse_leaving(self, other: Wing) -> Exception:
         """EXDEV would make mv copy and then unlink, and the unlink would cancel the job."""
@@ -352,17 +336,44 @@ class JobsWing(Wing):
         return await self.look(node)
 
     async def attributes(self, node: Node) -> Mapping[str, str]:
-        parts = node.parts()[1:]
-        drop: Drop | None = self._submissions.named(parts[0]) if len(parts) == 1 else None
-        if drop is None:
-            return {}
-        found: dict[str, str] = {"user.f7tfs.state": drop.state}
-        if drop.job_id:
-            found["user.f7tfs.job_id"] = drop.job_id
-        if drop.error:
-            found["user.f7tfs.error"] = drop.error
+        parts = node.parts()[1:] if node.parts()[:1] == ("jobs",) else ()
+        if not parts:
+            return _shown(self._wishes.over(self._defaults))
+        draft = self._drafts.get(parts[0]) if len(parts) == 1 else None
+        if draft is not None:
+            return _shown(draft.wishes)
+        found: dict[str, str] = {}
+        drop = self._drops.named(parts[0]) if len(parts) == 1 else None
+        if drop is None and len(parts) == 1 and parts[0].endswith(ERROR):
+            drop = self._drops.refused(parts[0].removesuffix(ERROR))
+        if drop is not None:
+            found[PREFIX + "state"] = drop.state
+            if drop.job_id:
+                found[PREFIX + "job_id"] = drop.job_id
+            if drop.error:
+                found[PREFIX + "error"] = drop.error
+        if len(parts) == 1 and parts[0] in self._refused_cancels:
+            found[PREFIX + "error"] = self._refused_cancels[parts[0]]
         return found
 
+    async def set_attribute(self, node: Node, name: str, value: str) -> None:
+        """What drops are submitted with: on jobs/ for all that come, on one that is being written
+        for that one. "" takes it back."""
+        parts = node.parts()[1:] if node.parts()[:1] == ("jobs",) else ()
+        key = name.removeprefix(PREFIX)
+        if not name.startswith(PREFIX) or key not in scripts.OPTIONS:
+            await super().set_attribute(node, name, value)
+        draft = self._drafts.get(parts[0]) if len(parts) == 1 else None
+        if not parts:
+            self._wishes = self._wishes.with_one(key, value)
+        elif draft is not None:
+            draft.wishes = draft.wishes.with_one(key, value)
+        else:
+            raise NotPermitted(f"{'/'.join(parts)} is submitted, or no script")
+
     def close(self) -> None:
-        for output in self._outputs.values():
-            output.close()
+        self._outputs.close()
+
+
+def _shown(wishes: Wishes) -> dict[str, str]:
+    return {PREFIX + key: value for key, value in msgspec.structs.asdict(wishes).items() if value}

@@ -5,165 +5,138 @@
                │ └─────► unknown    the reply was lost: reconciled by the tag, never sent again
                └───────► held       nothing was executed (API unreachable): sent later
 
-The tag is the uploaded file's name. It shows in the job's script path, and as the job's name
-where the script sets none (v1 FACTS §9). A match by anything less never links a job.
+The tag is the uploaded file's name on v1, which shows in the job's script path and in what the
+server remembers of the submission, and the job's name on v2 (FACTS §9). A match by anything less
+never links a job.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import re
 import secrets
 import time
-from pathlib import Path
 
-import msgspec
 import trio
 
 from f7tfs.api.port import Cluster
-from f7tfs.content.disk import Disk, sync_directory, write_all
-from f7tfs.content.journal import Journal, SubmitRecord
 from f7tfs.content.spool import Spool, SpoolEntry
 from f7tfs.errors import (
     F7tfsError,
+    NoLocalSpace,
     NotFound,
-    NotPermitted,
     OutcomeUnknown,
     RateLimited,
+    Rejected,
     Unreachable,
 )
 from f7tfs.faultpoints import reached
-from f7tfs.model import Job, RemotePath
+from f7tfs.model import Job, RemotePath, Submitted, remote_path
+from f7tfs.transfers.drops import Drop, Drops
+from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.upload import Uploads
 
 log = logging.getLogger("f7tfs.submit")
-Drop = SubmitRecord  # one drop as its readers see it
 PATIENCE = 5.0  # seconds inside close()
-RECONCILE_FOR = 3600.0
+RECONCILE_FOR = 3600.0  # seconds for which a job of an unknown submission is looked for
+SLOWEST_TRY = 60.0
+SLOWEST_LOOK = 300.0  # v1's look lists all tasks of the user
+CANCEL_TRIES = 3
+
+# The scheduler's words → the option that may be missing.
+_HINTS = {"account": "account", "reservation": "reservation", "partition": "partition"}
 
 
 class Submissions:
-    """All drops of one mount, by the name under which they show."""
+    """All drops of one mount on their way to the scheduler."""
 
     def __init__(
         self,
         cluster: Cluster,
-        journal: Journal,
+        drops: Drops,
         spool: Spool,
         uploads: Uploads,
-        disk: Disk,
+        removals: Removals,
         nursery: trio.Nursery,
         *,
         barrier: bool,
-        account: str | None,
-        directory: RemotePath,
     ) -> None:
         self._cluster = cluster
-        self._journal = journal
+        self._drops = drops
         self._spool = spool
         self._uploads = uploads
-        self._disk = disk
+        self._removals = removals
         self._nursery = nursery
         self._barrier = barrier
-        self._account = account
-        self._directory = directory
-        self._records: dict[str, SubmitRecord] = {}  # by name; the newest drop of it
         self._ended: dict[str, trio.Event] = {}  # tag → its sending is settled
-        self._refusals: dict[str, F7tfsError] = {}  # tag → why, until close() has told it
-        for record in sorted(journal.load(SubmitRecord), key=lambda one: one.created):
-            self._records[record.name] = record
+        self._awaited: set[str] = set()  # tags whose refusal close() will tell
+        self._refusals: dict[str, F7tfsError] = {}  # tag → why, until it has
 
-    @staticmethod
-    def files_of(journal: Journal) -> set[str]:
-        """Names of spool files that submissions need."""
-        return {f"{record.id}.script" for record in journal.load(SubmitRecord)}
+    @property
+    def drops(self) -> Drops:
+        return self._drops
 
-    # Asking.
-
-    def all(self) -> list[SubmitRecord]:
-        return list(self._records.values())
-
-    def named(self, name: str) -> SubmitRecord | None:
-        return self._records.get(name)
-
-    def of_job(self, job_id: str) -> SubmitRecord | None:
-        return next((one for one in self._records.values() if one.job_id == job_id), None)
-
-    def script(self, record: SubmitRecord) -> bytes:
-        return self._file(record.id).read_bytes()
-
-    def waits_for(self, record: SubmitRecord) -> list[SpoolEntry]:
+    def waits_for(self, drop: Drop) -> list[SpoolEntry]:
         """The uploads that a held submission stands behind."""
-        found = [self._spool.by_id(entry_id) for entry_id in record.uploads]
+        found = [self._spool.by_id(entry_id) for entry_id in drop.uploads]
         return [entry for entry in found if entry is not None]
 
-    def held_behind(self, entry: SpoolEntry) -> list[SubmitRecord]:
+    def held_behind(self, entry: SpoolEntry) -> list[Drop]:
         """Submissions that wait for this upload."""
-        return [one for one in self.all() if one.state == "held" and entry.id in one.uploads]
+        drops = self._drops.all()
+        return [one for one in drops if one.state == "held" and entry.id in one.uploads]
 
     # Dropping.
 
-    async def drop(self, name: str, script: bytes) -> SubmitRecord:
-        """A new drop: journaled, then sent once its inputs are on the cluster. Returns within
-        `PATIENCE` seconds of waiting for them; raises the refusal if there is one by then."""
-        record = SubmitRecord(
-            id=new_tag(name),
+    async def drop(
+        self,
+        name: str,
+        script: bytes,
+        *,
+        job_name: str,
+        account: str,
+        directory: str,
+        missing: tuple[str, ...],
+        closing: bool,
+    ) -> None:
+        """A new drop: journaled, then sent once its inputs are on the cluster. `closing`: close()
+        waits, for `PATIENCE` seconds; the refusal is raised if there is one by then."""
+        drop = Drop(
+            id=new_tag(name, job_name),
             name=name,
             state="held",
             created=time.time(),
-            uploads=self._owed() if self._barrier else (),
+            uploads=tuple(entry.id for entry in self._spool.owed()) if self._barrier else (),
+            job_name=job_name,
+            account=account,
+            directory=directory,
+            missing=missing,
         )
-        await self._disk.run(lambda: self._store(record.id, script))
-        reached("submit.stored")
-        await self._supersede(record)
-        reached("submit.recorded")
-        ended = self._ended[record.id] = trio.Event()
-        self._nursery.start_soon(self._bring, record.id)
+        await self._drops.add(drop, script)
+        ended = self._ended[drop.id] = trio.Event()
+        self._nursery.start_soon(self._bring, drop.id)
+        if not closing:
+            return
+        self._awaited.add(drop.id)
         with trio.move_on_after(PATIENCE):
             await ended.wait()
-        now = self._by_tag(record.id) or record
-        refusal = self._refusals.pop(record.id, None)
-        if refusal is not None:
-            raise refusal
-        return now
+        self._awaited.discard(drop.id)
+        if drop.id in self._refusals:
+            await ended.wait()  # until the record is closed
+            raise self._refusals.pop(drop.id)
 
-    def _owed(self) -> tuple[str, ...]:
-        return tuple(entry.id for entry in self._spool.owed())
-
-    def _store(self, tag: str, script: bytes) -> None:
-        fd = os.open(self._file(tag), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(fd, script, 0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        sync_directory(self._spool.directory)
-
-    def _file(self, tag: str) -> Path:
-        return self._spool.directory / f"{tag}.script"
-
-    def _remove_script(self, tag: str) -> None:
-        file = self._file(tag)
-        file.unlink(missing_ok=True)
-        self._journal.forget_ended(file.name)
-
-    async def _supersede(self, record: SubmitRecord) -> None:
-        """The name means the newer drop from now on; the older job stays as its number. A held
-        or unsettled older drop goes on under its tag."""
-        old = self._records.get(record.name)
-        drop: tuple[tuple[type[SubmitRecord], str], ...] = ()
-        put = [record]
-        if old is not None and old.state in {"submitted", "refused"}:
-            drop = ((SubmitRecord, old.id),)
-        elif old is not None:
-            aside = msgspec.structs.replace(old, name=f"{old.name}.{old.id[-8:]}")
-            self._records[aside.name] = aside
-            put.append(aside)
-        self._records[record.name] = record
-        await self._journal.write(*put, drop=drop)
-        if drop and old is not None:
-            self._remove_script(old.id)
+    async def refuse(self, name: str, script: bytes, error: F7tfsError, *, closing: bool) -> None:
+        """A drop that is not even sent: its reason, and what was written, are kept."""
+        refused = Drop(
+            id=new_tag(name),
+            name=name,
+            state="refused",
+            created=time.time(),
+            error=words_of(error),
+            told=closing,
+        )
+        await self._drops.add(refused, script)
 
     # Sending.
 
@@ -171,139 +144,265 @@ class Submissions:
         """From held to an end, however long the API is away."""
         pause = 1.0
         try:
-            while (record := self._by_tag(tag)) is not None and record.state == "held":
-                await self._inputs_are_there(record)
-                record = self._by_tag(tag)
-                if record is None or record.state != "held":
-                    return
+            while (drop := self._drops.tagged(tag)) is not None and drop.state == "held":
                 try:
-                    await self._send(record)
-                except (Unreachable, RateLimited) as error:
-                    await self._move(tag, state="held", error=str(error))
+                    if self._barrier:
+                        await self._inputs_are_there(drop)
+                    await self._send(tag)
+                except F7tfsError as error:  # nothing was sent
+                    await self._settle(tag, state="held", error=str(error))
                     if self._cluster.breaker.is_offline:
                         await self._cluster.breaker.back()
                         continue
-                    log.warning("%s is not submitted yet: %s", record.name, error)
+                    log.warning("%s is not submitted yet: %s", drop.name, error)
                     await trio.sleep(pause)
-                    pause = min(2 * pause, 60.0)
+                    pause = min(2 * pause, SLOWEST_TRY)
         except Exception:
             log.exception("submitting %s", tag)
-            if (record := self._by_tag(tag)) is not None and record.state == "sending":
-                await self._move(tag, state="unknown", error="an internal error, see the log")
+            if (drop := self._drops.tagged(tag)) is not None and drop.state == "sending":
+                await self._is_unknown(tag, "an internal error, see the log")
         finally:
             if (event := self._ended.pop(tag, None)) is not None:
                 event.set()
 
-    async def _inputs_are_there(self, record: SubmitRecord) -> None:
-        """A stuck upload holds the submission until somebody frees it."""
-        while waiting := self.waits_for(record):
+    async def _inputs_are_there(self, drop: Drop) -> None:
+        """A stuck upload holds the submission until somebody frees it. Raises what keeps a removal
+        that was asked for earlier from being carried out."""
+        while waiting := self.waits_for(drop):
             self._uploads.hurry(waiting)
             stuck = await self._uploads.settled(waiting)
             if not stuck:
+                break
+            named = ", ".join(f"{entry.path} ({entry.error})" for entry in stuck)
+            words = f"waits for {named}: stuck"
+            if (now := self._drops.tagged(drop.id)) is None or now.state != "held":
                 return
-            names = ", ".join(entry.path for entry in stuck)
-            await self._move(record.id, error=f"waits for {names}, which is stuck")
+            if now.error != words:
+                log.warning("%s %s", drop.name, words)
+                await self._drops.change(drop.id, error=words)
             await self._spool.changed.wait()
+        if len(self._removals):
+            await self._removals.execute_now(RemotePath("/"))
 
-    async def _send(self, record: SubmitRecord) -> None:
-        script = self.script(record)
-        await self._move(record.id, state="sending", error="")
+    async def _send(self, tag: str) -> None:
+        drop = self._drops.tagged(tag)
+        if drop is None or drop.state != "held":
+            return  # removed while it waited
+        script = self._drops.script(drop)
+        drop = await self._drops.change(tag, state="sending", error="")
+        if drop is None:
+            return
         reached("submit.sending")
         try:
-            done = await self._cluster.submit(script, record.id, self._account, self._directory)
+            done = await self._cluster.submit(
+                script, tag, drop.account or None, remote_path(drop.directory)
+            )
             reached("submit.sent")
         except OutcomeUnknown as error:
-            await self._move(record.id, state="unknown", error=str(error))
-            log.error("it is not known whether %s was submitted: %s", record.name, error)
+            await self._is_unknown(tag, str(error))
+            log.error("it is not known whether %s was submitted: %s", drop.name, error)
         except F7tfsError as error:
             if isinstance(error, Unreachable | RateLimited):
                 raise
-            await self._move(record.id, state="refused", error=str(error) or type(error).__name__)
-            self._refusals[record.id] = error
-            log.warning("%s was refused: %s", record.name, error)
+            await self._is_refused(drop, error)
         else:
-            await self._move(
-                record.id,
-                state="submitted",
-                error="",
-                job_id=done.job_id,
-                script_path=done.script_path,
-                stdout_path=done.stdout_path,
-                stderr_path=done.stderr_path,
-            )
+            await self._link(tag, done)
             reached("submit.settled")
-            log.info("%s was submitted as job %s", record.name, done.job_id)
+            log.info("%s was submitted as job %s", drop.name, done.job_id)
+
+    async def _is_refused(self, drop: Drop, error: F7tfsError) -> None:
+        words = explained(words_of(error), drop.missing)
+        log.warning("%s was refused: %s", drop.name, words)
+        if isinstance(error, Rejected):
+            error = Rejected(words)
+        if told := drop.id in self._awaited:
+            self._refusals[drop.id] = error
+        await self._settle(drop.id, state="refused", error=words, told=told)
+
+    async def _link(self, tag: str, done: Submitted) -> None:
+        """The drop is this job. If it was removed meanwhile, so is the job."""
+        drop = await self._settle(
+            tag,
+            state="submitted",
+            error="",
+            job_id=done.job_id,
+            script_path=done.script_path,
+            stdout_path=done.stdout_path,
+            stderr_path=done.stderr_path,
+        )
+        if drop is not None and drop.withdrawn:
+            self._nursery.start_soon(self._cancel_withdrawn, tag)
+
+    async def _settle(self, tag: str, **changes: object) -> Drop | None:
+        """What a call brought is written down, whatever else happens: only a crash may lose it."""
+        with trio.CancelScope(shield=True):
+            while True:
+                try:
+                    drop = await self._drops.change(tag, **changes)
+                    break
+                except NoLocalSpace as error:
+                    log.error("%s cannot be written down, trying again: %s", tag, error)
+                    await trio.sleep(1.0)
+        return drop
 
     # Looking after what is not known.
 
     async def resume(self) -> None:
         """What an earlier daemon left: held ones go on; those that were being sent are unknown."""
-        for record in self.all():
-            if record.state == "sending":
-                await self._move(record.id, state="unknown", error="f7tfs ended during the call")
-            elif record.state == "held":
-                self._nursery.start_soon(self._bring, record.id)
+        for drop in self._drops.all():
+            if drop.state == "sending":
+                await self._is_unknown(drop.id, "f7tfs ended during the call")
+            elif drop.state == "held":
+                self._nursery.start_soon(self._bring, drop.id)
+            elif drop.state == "unknown":
+                self._nursery.start_soon(self._find_out, drop.id)
+            elif drop.withdrawn:
+                self._nursery.start_soon(self._cancel_withdrawn, drop.id)
+
+    async def _is_unknown(self, tag: str, words: str) -> None:
+        await self._settle(tag, state="unknown", error=words)
+        self._nursery.start_soon(self._find_out, tag)
+
+    async def _find_out(self, tag: str) -> None:
+        """Look for the job of an unknown submission, ever more rarely, for an hour and at least
+        once. What is sent once is not sent again: if there is no job, the user drops anew."""
+        pause = 1.0
+        while (drop := self._drops.tagged(tag)) is not None and drop.state == "unknown":
+            await self._cluster.breaker.back()
+            looked = await self._look_for(tag)
+            if looked and time.time() - drop.created > RECONCILE_FOR:
+                break
+            await trio.sleep(pause)
+            pause = min(2 * pause, SLOWEST_LOOK)
+        drop = self._drops.tagged(tag)
+        if drop is None or drop.state != "unknown":
+            return
+        log.warning("%s: no job of the tag %s was found", drop.name, tag)
+        if drop.withdrawn:
+            await self._drops.forget(drop)
+
+    async def _look_for(self, tag: str) -> bool:
+        """Whether the server could be asked."""
+        try:
+            found = await self._cluster.submitted_as(tag)
+        except F7tfsError as error:
+            log.info("looking for the job of %s: %s", tag, error)
+            return False
+        if found is not None:
+            await self._found(tag, found)
+        return True
+
+    async def _found(self, tag: str, found: Submitted) -> None:
+        drop = self._drops.tagged(tag)
+        if drop is not None and drop.state == "unknown":
+            log.info("%s turned out to be job %s", drop.name, found.job_id)
+            await self._link(tag, found)
 
     async def reconcile(self, jobs: list[Job]) -> None:
-        """Link unknown submissions to jobs that carry their tag."""
-        for record in self.all():
-            if record.state != "unknown":
+        """Link unknown submissions to jobs of a list that carry their tag."""
+        for drop in self._drops.all():
+            if drop.state != "unknown":
                 continue
             for job in jobs:
-                if record.id in {job.name, job.script_path.rsplit("/", 1)[-1]}:
-                    await self._move(
-                        record.id,
-                        state="submitted",
-                        error="",
-                        job_id=job.id,
-                        script_path=job.script_path,
-                        stdout_path=job.stdout_path,
-                        stderr_path=job.stderr_path,
-                    )
-                    log.info("%s turned out to be job %s", record.name, job.id)
+                if drop.id in {job.name, job.script_path.rsplit("/", 1)[-1]}:
+                    found = Submitted(job.id, job.script_path, job.stdout_path, job.stderr_path)
+                    await self._found(drop.id, found)
                     break
 
-    def has_unknown(self) -> bool:
-        now = time.time()
-        return any(
-            one.state == "unknown" and now - one.created < RECONCILE_FOR for one in self.all()
-        )
+    async def remember(self, job: Job) -> None:
+        """The job of a drop is over: its end outlasts the scheduler's memory."""
+        drop = self._drops.of_job(job.id)
+        if drop is not None and drop.last != job:
+            await self._drops.change(drop.id, last=job)
 
     # Removing.
 
-    async def remove(self, name: str) -> str | None:
-        """rm of a dropped name: cancels its job. Returns the job's id if one was cancelled."""
-        record = self._records.get(name)
-        if record is None:
+    async def remove(self, name: str, *, is_over: bool = False) -> str | None:
+        """rm of a dropped name: cancels its job, unless it is over. Returns the job's id if it was
+        told to end. Of one whose job is not known, the name goes and the wish stays: the job is
+        cancelled when it is found."""
+        drop = self._drops.named(name)
+        if drop is None:
             raise NotFound(name)
-        if record.state in {"sending", "unknown"}:
-            raise NotPermitted(
-                f"it is not known yet which job {name} became ({record.error or record.state})"
-            )
-        if record.state == "submitted":
-            await self._cluster.cancel(record.job_id)
-        if self._records.get(name) is record:
-            del self._records[name]  # before the first wait: a held one is not sent any more
-        await self._journal.write(drop=((SubmitRecord, record.id),))
-        self._remove_script(record.id)
-        return record.job_id or None
+        tag = drop.id
+        if drop.state == "sending" and (event := self._ended.get(tag)) is not None:
+            with trio.move_on_after(PATIENCE):
+                await event.wait()
+        if self._state(tag) == "unknown":
+            with trio.move_on_after(PATIENCE):
+                await self._look_for(tag)
+        drop = self._drops.tagged(tag)
+        if drop is not None and drop.state == "submitted":
+            is_over = is_over or drop.last is not None
+            if not is_over:
+                await self.cancel(drop.job_id)
+            await self._drops.change(tag, named=False)
+            return None if is_over else drop.job_id
+        if drop is not None and drop.state == "held" and await self._drops.forget(drop):
+            return None
+        now = await self._drops.change(tag, named=False, withdrawn=True)
+        if now is not None:
+            log.warning("%s is removed; its job is cancelled if one turns up", name)
+            if now.state == "submitted":  # it turned up just now
+                await self._cancel_withdrawn(tag)
+        return None
 
-    def _by_tag(self, tag: str) -> SubmitRecord | None:
-        return next((one for one in self._records.values() if one.id == tag), None)
+    def _state(self, tag: str) -> str:
+        drop = self._drops.tagged(tag)
+        return "" if drop is None else drop.state
 
-    async def _move(self, tag: str, **changes: str) -> None:
-        record = self._by_tag(tag)
-        if record is not None:
-            changed = msgspec.structs.replace(record, **changes)
-            self._records[record.name] = changed
-            await self._journal.write(changed)
+    async def _cancel_withdrawn(self, tag: str) -> None:
+        pause = 1.0
+        while (drop := self._drops.tagged(tag)) is not None and drop.withdrawn:
+            try:
+                await self.cancel(drop.job_id)
+            except F7tfsError as error:
+                log.warning("job %s of %s, which was removed: %s", drop.job_id, drop.name, error)
+                if not error.transient:
+                    break
+                await trio.sleep(pause)
+                pause = min(2 * pause, SLOWEST_TRY)
+            else:
+                log.info("job %s of %s, which was removed, is cancelled", drop.job_id, drop.name)
+                break
+        await self._settle(tag, withdrawn=False)
+
+    async def cancel(self, job_id: str) -> None:
+        """Ends a job; already over is success. A job's number is never used again, so after a lost
+        reply the call may be repeated where a look does not show that it is over."""
+        for left in reversed(range(CANCEL_TRIES)):
+            try:
+                await self._cluster.cancel(job_id)
+            except OutcomeUnknown as error:
+                with contextlib.suppress(F7tfsError):
+                    jobs = await self._cluster.accounting([job_id])
+                    if jobs and all(job.state.is_over for job in jobs):
+                        return
+                if not left:
+                    raise
+                log.info("cancelling job %s once more: %s", job_id, error)
+            else:
+                return
 
 
-def new_tag(name: str) -> str:
-    """A unique file name that the server keeps as it is: train.sh → train-1a2b3c4d.sh."""
+def words_of(error: F7tfsError) -> str:
+    return str(error) or type(error).__name__
+
+
+def explained(words: str, missing: tuple[str, ...]) -> str:
+    """A refusal, with the key that may help where the scheduler complains of what nobody set."""
+    for needle, key in _HINTS.items():
+        if needle in words.lower() and key in missing and f"jobs.{key}" not in words:
+            return f"{words.rstrip()}\n(set jobs.{key}, or #SBATCH --{key} in the script)"
+    return words
+
+
+def new_tag(name: str, job_name: str = "") -> str:
+    """A unique name that servers and shells keep as it is: train.sh → train-1a2b3c4d.sh, or what
+    the script wants its job to be called, with the same digits."""
     stem, dot, suffix = name.rpartition(".")
-    if not dot or not stem:
-        stem, suffix = name, "sh"
+    if job_name or not dot or not stem:
+        stem, suffix = job_name or name, ""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:100] or "job"
-    ending = re.sub(r"[^A-Za-z0-9]+", "", suffix)[:20] or "sh"
-    return f"{plain}-{secrets.token_hex(4)}.{ending}"
+    ending = re.sub(r"[^A-Za-z0-9]+", "", suffix)[:20]
+    return f"{plain}-{secrets.token_hex(4)}" + (f".{ending}" if ending else "")

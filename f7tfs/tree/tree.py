@@ -317,6 +317,10 @@ class Tree:
         node = self.node(ino)
         return sorted(await node.wing.attributes(node))
 
+    async def set_attribute(self, ino: int, name: str, value: str) -> None:
+        node = self.node(ino)
+        await node.wing.set_attribute(node, name, value)
+
     # Ending.
 
     async def close(self) -> None:

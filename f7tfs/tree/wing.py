@@ -139,6 +139,10 @@ class Wing:
             raise NoSuchAttribute(name)
         return found.encode(errors="surrogateescape")
 
+    async def set_attribute(self, node: Node, name: str, value: str) -> None:
+        """setxattr(2), and with "" removexattr(2)."""
+        raise Unsupported(f"{name} cannot be stored on the cluster")
+
     async def attributes(self, node: Node) -> Mapping[str, str]:
         """The extended attributes that this node has, by full name."""
         return {}
