@@ -10,10 +10,11 @@ comes back after it. Who walks a tree is served ahead (`walks`, `flights`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import trio
+from cachetools import LRUCache, TTLCache
 
 from f7tfs.api.port import Cluster, Route
 from f7tfs.errors import F7tfsError, NotADirectory, NotFound, PermissionDenied, Unreachable
@@ -27,6 +28,10 @@ from f7tfs.waypoints import Waypoints
 from f7tfs.zone import ClusterZone
 
 log = logging.getLogger("f7tfs.catalog")
+# Exclusive creations in one directory: this many within so many seconds are a tool that copies.
+FEW, SPAN = 4, 5.0
+SECOND = 1.0  # how old a listing may be then; a new file waits longer before others can see it
+SMALL = 2000  # entries of a directory that is listed rather than asked for one name
 JOINING = 2.0  # seconds that an asker waits for a recursive listing that will bring the answer
 
 
@@ -53,6 +58,7 @@ class Catalog:
         self._listings = self._flights.listings
         self._singles = self._flights.singles
         self._way = Waypoints(anchors)
+        self._exclusive: LRUCache[RemotePath, TTLCache[RemotePath, None]] = LRUCache(100)
 
     @property
     def is_offline(self) -> bool:
@@ -124,6 +130,43 @@ class Catalog:
         if fresh and name_of(path) in listing.unproven:
             return await self._proven(path, found)
         return found
+
+    async def exclusive(self, path: RemotePath) -> Attributes | None:
+        """What is at a name that is to be created with O_EXCL, None if nothing is: the cluster's
+        word, by one call (docs/decisions/0011). Where many names are created in one directory, a
+        listing of the last second tells of all of them; in one that this mount has just made, what
+        is known of it does for a while."""
+        directory = parent_of(path)
+        known = self._listings.get(directory)
+        burst = self._exclusive.setdefault(directory, TTLCache(FEW, SPAN, trio.current_time))
+        is_burst = len(burst) == FEW
+        burst[path] = None
+        age = trio.current_time() - known.asked if known is not None else float("inf")
+        if known is not None and is_burst and age >= SECOND and len(known.entries) <= SMALL:
+            known, age = await self._once_more(directory), 0.0
+        trusted = SPAN if known is not None and known.is_made_here else SECOND * is_burst
+        if known is None or age >= trusted or name_of(path) in known.unproven:
+            try:
+                return attributes_of(await self.stat(path))
+            except NotFound:
+                return None
+        return known.entries.get(name_of(path))
+
+    async def _once_more(self, directory: RemotePath) -> Listing | None:
+        flight = self._flights.toward(directory)
+        flight.hurry()
+        await flight.done.wait()
+        if isinstance(flight.error, Unreachable):
+            raise flight.error.again()
+        return flight.listing
+
+    async def anew(
+        self, directories: Sequence[RemotePath]
+    ) -> dict[RemotePath, Mapping[str, Attributes]]:
+        """What is in these directories now, asked after this call; without those that cannot be
+        listed. Few calls where the dialect lists trees. Raises Unreachable and its like."""
+        found = await self._flights.anew(directories)
+        return {directory: listing.entries for directory, listing in found.items()}
 
     async def _proven(self, path: RemotePath, found: Attributes) -> Attributes:
         """An entry whose name may be read wrongly: only a stat of the name tells (v1 FACTS §4)."""
@@ -227,6 +270,11 @@ class Catalog:
 
     def put(self, path: RemotePath, attributes: Attributes) -> None:
         self._change(path, attributes)
+
+    def made(self, path: RemotePath, attributes: Attributes, asked: float) -> None:
+        """This mount made a directory, with a call that began at `asked` (trio time)."""
+        self.put(path, attributes)
+        self._flights.made(path, asked)
 
     def drop(self, path: RemotePath) -> None:
         """The name is not there (any more), nor anything below it."""

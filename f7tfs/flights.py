@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
+import os
 from collections.abc import Container, Iterator, Sequence
 
-import msgspec
 import trio
 from cachetools import LRUCache, TTLCache
 
@@ -29,12 +28,12 @@ from f7tfs.errors import (
     Unreachable,
 )
 from f7tfs.listings import Listing, directories_of, listing_of
+from f7tfs.meanings import Meanings
 from f7tfs.model import (
     Attributes,
     Identity,
     Listed,
     RemotePath,
-    Stat,
     is_within,
     join,
     name_of,
@@ -45,16 +44,15 @@ from f7tfs.zone import ClusterZone
 
 log = logging.getLogger("f7tfs.catalog")
 DIRECTORIES = 20_000  # listings kept
-LESSONS = 3  # stats that one listing may cost to learn the zone
 QUEUE = 64  # listings that nobody waits for, under way or waiting for their turn
 AHEAD = 16  # siblings that are listed before they are asked for
 WORTH = 5.0  # seconds; what is forgotten sooner is not worth fetching ahead
 TREE_GRACE = 5.0  # seconds beyond the server's own limit for a command
 TREE_ENTRIES = 60_000  # in a recursive listing; the server's limit is near 75,000 (v1 FACTS §4)
 TREE_DIRECTORIES = DIRECTORIES // 2  # kept of one recursive listing
+FEW = 3  # directories that are cheaper to list singly than recursively
 SLICE = 1000  # entries taken in before other tasks have a turn
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _AWAY = (Unreachable, RateLimited, Unauthorized)  # asking singly would fail in the same way
 
 
@@ -139,9 +137,9 @@ class Flights:
         self._identity = identity
         self._zone = zone
         self._ttl = ttl
+        self._meanings = Meanings(cluster, zone)
         self.listings: LRUCache[RemotePath, Listing] = LRUCache(DIRECTORIES)
         self.singles: LRUCache[RemotePath, tuple[Attributes, float]] = LRUCache(DIRECTORIES)
-        self._literal: LRUCache[tuple[RemotePath, int, int], bool] = LRUCache(DIRECTORIES)
         self._flights: dict[RemotePath, Flight] = {}
         self._trees: dict[RemotePath, Flight] = {}
         # Siblings fetched ahead lately: one that cannot be listed is not asked for at every step.
@@ -164,6 +162,60 @@ class Flights:
         """List it again, sometime. While many others wait for their turn it does not queue."""
         if directory not in self._flights and len(self._flights) < QUEUE:
             self._start(directory)
+
+    async def anew(self, directories: Sequence[RemotePath]) -> dict[RemotePath, Listing]:
+        """Listings that were asked for after this call, of those directories that can be listed:
+        by one recursive listing where that is one call for many. Raises what keeps every call from
+        being answered."""
+        began = trio.current_time()
+        root = self._tree_worth(directories)
+        if root is not None:
+            self._trees[root] = tree = Flight(root, is_tree=True)
+            await self._fly_tree(tree)
+        found: dict[RemotePath, Listing] = {}
+        flights = []
+        for directory in directories:
+            known = self.listings.get(directory)
+            if root is not None and known is not None and known.asked >= began:
+                found[directory] = known
+                continue
+            if (under_way := self._flights.get(directory)) is not None:
+                under_way.outdate(directory)  # it asked earlier
+            flight = self._start(directory)
+            flight.hurry()
+            flights.append((directory, flight))
+        for directory, flight in flights:
+            await flight.done.wait()
+            if isinstance(flight.error, _AWAY):
+                raise flight.error.again()
+            if flight.listing is not None:
+                found[directory] = flight.listing
+        return found
+
+    def _tree_worth(self, directories: Sequence[RemotePath]) -> RemotePath | None:
+        """What to list recursively for all of these, where they are most of what is below it."""
+        if len(directories) < FEW or not self._cluster.capabilities.lists_trees:
+            return None
+        root = RemotePath(os.path.commonpath(directories))
+        if not self._may_list_tree(root, again=True):
+            return None
+        pending, seen = [root], 0
+        while pending:
+            directory = pending.pop()
+            listing = self.listings.get(directory)
+            seen += 1
+            if listing is None or seen > 2 * len(directories):
+                return None
+            pending += [
+                join(directory, name) for name, one in listing.entries.items() if one.is_directory
+            ]
+        return root
+
+    def made(self, directory: RemotePath, asked: float) -> None:
+        """This mount made a directory: it was empty when that was asked for."""
+        self.forget_tree(directory)
+        self.listings[directory] = listing = Listing({}, asked)
+        listing.is_made_here = True
 
     def change(self, directory: RemotePath, name: str, attributes: Attributes | None) -> bool:
         """Our own change. False if no listing of the directory is known that could show it."""
@@ -229,8 +281,9 @@ class Flights:
                 return
             flight.begin()
             listed = await self._cluster.list_directory(directory)
-            listed = await self._as_meant(directory, listed)
-            await self._learn_zone([(directory, listed)])
+            listed = await self._meanings.as_meant(directory, listed)
+            if await self._meanings.learn_zone([(directory, listed)]):
+                self.read_again()
             flight.listing = self._take_in(flight, directory, listed)
         except F7tfsError as error:
             flight.error = error
@@ -273,82 +326,6 @@ class Flights:
             self.listings[directory] = listing
         return listing
 
-    # What is meant.
-
-    async def _as_meant(self, directory: RemotePath, listed: Sequence[Listed]) -> list[Listed]:
-        """With names read rightly whose escapes may be literal backslashes, as far as can be
-        asked. Two entries that read alike are one of each."""
-        known: set[str] = set()
-        found = []
-        for shown in listed:
-            one = shown
-            if shown.ambiguous and _CONTROL.search(shown.name):
-                one = await self._name_meant(directory, shown, is_second=shown.name in known)
-            known.add(one.name)
-            found.append(one)
-        return found
-
-    async def _name_meant(self, directory: RemotePath, one: Listed, *, is_second: bool) -> Listed:
-        """An escape, or a backslash that is in the name: a stat tells, where both can be asked for.
-        Not of letters beyond ASCII, which a POSIX locale escapes by the dozen."""
-        meant, literal = join(directory, one.name), join(directory, one.literal)
-        if not all(self._cluster.carries(path, Route.COMMAND) for path in (meant, literal)):
-            return one
-        key = (meant, one.local_mtime, one.size)
-        if not is_second and key not in self._literal:
-            try:
-                self._literal[key] = await self._is_literal(one, meant, literal)
-            except F7tfsError as error:
-                log.debug("%s may have another name: %s", meant, error)
-        if is_second or self._literal.get(key):
-            return msgspec.structs.replace(one, name=one.literal, ambiguous=False)
-        return one
-
-    async def _is_literal(self, one: Listed, meant: RemotePath, literal: RemotePath) -> bool:
-        """Where both are there, two entries of the listing read alike; each has its own size."""
-        found: list[Stat | None] = []
-        for path in (meant, literal):
-            try:
-                stat = await self._cluster.stat(path)
-            except NotFound:
-                found.append(None)
-                continue
-            if (stat.kind, stat.size) == (one.kind, one.size):
-                return path == literal
-            found.append(stat)
-        return found[0] is None and found[1] is not None
-
-    async def _learn_zone(self, directories: Sequence[tuple[RemotePath, Sequence[Listed]]]) -> None:
-        """One stat of the entry that changed last settles what the listing's clock means, and one
-        more where the zones that are possible then disagree about another entry."""
-        usable = {
-            one.local_mtime: join(directory, one.name)
-            for directory, listed in directories
-            for one in listed
-            if not one.ambiguous
-        }
-        latest = not self._zone.is_known
-        for _ in range(LESSONS):
-            wanted = self._next_lesson(usable, latest=latest)
-            if wanted is None:
-                return
-            try:
-                stat = await self._cluster.stat(usable.pop(wanted))
-            except F7tfsError as error:
-                log.debug("the zone is not learnt: %s", error)
-                return
-            if self._zone.observe(wanted, stat.mtime):
-                self.read_again()
-            latest = False
-
-    def _next_lesson(self, usable: dict[int, RemotePath], *, latest: bool) -> int | None:
-        """Of what may be asked for; the rest is taken out."""
-        while True:
-            wanted = max(usable, default=None) if latest else self._zone.doubtful(usable)
-            if wanted is None or self._cluster.carries(usable[wanted], Route.COMMAND):
-                return wanted
-            del usable[wanted]
-
     # Ahead of those who walk.
 
     def look_ahead(
@@ -369,14 +346,15 @@ class Flights:
                 self._nursery.start_soon(self._fly_tree, tree)
                 return
 
-    def _may_list_tree(self, root: RemotePath) -> bool:
+    def _may_list_tree(self, root: RemotePath, *, again: bool = False) -> bool:
+        """`again`: also where that was done a moment ago."""
         now = trio.current_time()
         if root == "/" or root in self._trees or self._walks.is_refused(root, now=now):
             return False
         listing = self.listings.get(root)
-        if not self._cluster.carries(root, Route.COMMAND) or (
-            listing is not None and listing.is_of_tree and self.is_fresh(root)
-        ):
+        if not self._cluster.carries(root, Route.COMMAND):
+            return False
+        if not again and listing is not None and listing.is_of_tree and self.is_fresh(root):
             return False  # what is missing below was left out, and would be again
         if listing is not None:
             # What the children that were listed singly promise for the others.
@@ -404,8 +382,11 @@ class Flights:
                 for directory, listed in directories_of(root, found)
                 if self._cluster.carries(directory, Route.COMMAND)
             ][:TREE_DIRECTORIES]
-            directories = [(path, await self._as_meant(path, some)) for path, some in directories]
-            await self._learn_zone(directories)
+            directories = [
+                (path, await self._meanings.as_meant(path, some)) for path, some in directories
+            ]
+            if await self._meanings.learn_zone(directories):
+                self.read_again()
             taken = 0
             for directory, listed in directories:
                 self._take_in(tree, directory, listed)

@@ -35,6 +35,7 @@ class Listing:
         self.asked = asked
         self.raw: dict[str, int] = {}  # name → wall clock of its mtime, for learning the zone
         self.is_of_tree = False  # it came by a recursive listing
+        self.is_made_here = False  # nobody was asked: this mount has just made the directory
         self.unproven: set[str] = set()  # names whose escapes may be literal: `Listed.ambiguous`
 
     def change(self, name: str, attributes: Attributes | None) -> None:

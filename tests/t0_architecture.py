@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "model", "__init__"},
     {"zone", "faultpoints"},
     {"content", "api"},
-    {"walks", "waypoints", "listings"},
+    {"walks", "waypoints", "listings", "meanings"},
     {"flights"},
     {"catalog"},
     {"transfers"},

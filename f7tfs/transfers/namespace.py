@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
+
+import msgspec
+import trio
+from cachetools import TTLCache
 
 from f7tfs.api.port import Cluster, Phase, Route
 from f7tfs.catalog import HIDDEN_PREFIX, Catalog, is_hidden
@@ -36,6 +41,7 @@ from f7tfs.transfers.hardlinks import REFUSALS, HardLinks
 from f7tfs.transfers.workplace import MARK, Workplace, archive_of, archive_of_links
 
 log = logging.getLogger("f7tfs.namespace")
+SAMPLE = 30.0  # seconds for which one new directory speaks for its siblings
 NAME_MAX = 255  # bytes; the kernel lets longer names through to FUSE
 
 
@@ -60,6 +66,9 @@ class Namespace:
         self._journal = journal
         self._stall_timeout = stall_timeout
         self._devices: dict[RemotePath, int] = {}
+        self._as_made_in: TTLCache[RemotePath, Attributes] = TTLCache(
+            100, SAMPLE, trio.current_time
+        )
 
     async def require_name(self, path: RemotePath) -> None:
         """EINVAL before anything is sent, for a name that could never be removed again."""
@@ -79,6 +88,8 @@ class Namespace:
 
     async def make_directory(self, path: RemotePath, permissions: int) -> Attributes:
         await self.require_name(path)
+        asked = trio.current_time()
+        is_new = True
         try:
             await self._cluster.make_directory(path)
         except Exists:
@@ -89,12 +100,30 @@ class Namespace:
             found = await self.find(path)
             if found is None or found.kind is not Kind.DIRECTORY:
                 await self._cluster.make_directory(path)
+            else:
+                is_new = False  # or somebody else's, with something in it
+        made = await self._as_made(path, permissions)
+        if is_new:
+            self._catalog.made(path, made, asked)
+        else:
+            self._catalog.put(path, made)
+        return made
+
+    async def _as_made(self, path: RemotePath, permissions: int) -> Attributes:
+        """A directory that was just made, with these permissions. What is made in one directory
+        gets the same owner, group and mode (by umask, set-group-id bit, default ACL), so one stat
+        tells it of all that is made there within a while."""
+        sample = self._as_made_in.get(parent_of(path))
+        if sample is not None and sample.permissions & 0o777 == permissions & 0o777:
+            return msgspec.structs.replace(sample, mtime=int(time.time()))
         stat = await self._catalog.stat(path)
-        if stat.mode & 0o777 != permissions & 0o777:
-            inherited = stat.mode & 0o7000  # the parent's set-group-id bit
-            await self._cluster.change_mode(path, permissions | inherited)
-            stat = await self._catalog.stat(path)
-        return self._note(path, stat)
+        unchanged = self._catalog.attributes_of(stat)
+        self._as_made_in[parent_of(path)] = msgspec.structs.replace(unchanged, ino=None, ctime=None)
+        if stat.mode & 0o777 == permissions & 0o777:
+            return unchanged
+        inherited = stat.mode & 0o7000  # the parent's set-group-id bit
+        await self._cluster.change_mode(path, permissions | inherited)
+        return self._catalog.attributes_of(await self._catalog.stat(path))
 
     async def symlink(self, target: str, link: RemotePath) -> Attributes:
         """An existing directory as link path would take the link inside it (v1 FACTS §4)."""
@@ -120,6 +149,7 @@ class Namespace:
 
     async def change_mode(self, path: RemotePath, permissions: int) -> None:
         await self.require_name(path)
+        self._as_made_in.pop(path, None)  # its set-group-id bit decides what is made in it
         try:
             await self._cluster.change_mode(path, permissions)
         except OutcomeUnknown:
@@ -231,6 +261,8 @@ class Namespace:
                     raise
                 await self._move(source, target, moved, there)
         after = await self._catalog.stat(target)
+        self._as_made_in.pop(source, None)
+        self._as_made_in.pop(target, None)
         self._catalog.rename(source, target)
         self._note(target, after)
         if after.ino != moved.ino and after.kind is Kind.DIRECTORY:

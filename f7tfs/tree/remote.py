@@ -279,15 +279,13 @@ class RemoteWing(Wing):
         return self._looks.of_entry(entry)
 
     async def _existing(self, path: RemotePath, flags: int) -> Attributes | SpoolEntry | None:
-        """What is already at a name that is to be created. O_EXCL asks the cluster once, unless
+        """What is already at a name that is to be created. O_EXCL wants the cluster's word, unless
         the name is a temporary that stays here."""
         if flags & os.O_EXCL and not self.is_temporary(path):
             try:
-                stat = await self._namespace.find(path)
+                return await self._catalog.exclusive(path)
             except Unreachable:  # writes queue; a name that is taken becomes a conflict copy
                 log.info("%s is created without asking the cluster", path)
-            else:
-                return self._catalog.attributes_of(stat) if stat is not None else None
         try:
             return await self._find(path)
         except NotFound:
