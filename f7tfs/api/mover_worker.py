@@ -38,7 +38,10 @@ class _Worker:
     def run(self) -> None:
         self.say({"id": 0})  # it runs
         while True:
-            message, fds, _, _ = socket.recv_fds(self._channel, 1 << 17, 1)
+            try:
+                message, fds, _, _ = socket.recv_fds(self._channel, 1 << 17, 1)
+            except ConnectionResetError:  # the daemon was killed with words of ours unread
+                return
             if not message:
                 return
             words = json.loads(message)
