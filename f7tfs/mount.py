@@ -51,6 +51,7 @@ from f7tfs.model import Identity, Kind, RemotePath, Stat, join, remote_path
 from f7tfs.operations import Door, Operations
 from f7tfs.service import recent_lines, sd_notify
 from f7tfs.transfers.attempt import Attempts
+from f7tfs.transfers.bulk import Bulk
 from f7tfs.transfers.checksums import Checksums
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.drops import Drops
@@ -210,17 +211,20 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
             spool = Spool(journal_directory, journal, disk, is_junk_name=is_junk)
             spool.load(Drops.files_of(journal))
             await spool.set_missing_aside()
+            clock = config.cluster_cache / f"{journal_directory.name}.clock"
+            zone = ClusterZone.remembered(clock, config.timezone)
             try:
                 async with trio.open_nursery() as nursery:
                     mounted = await _assemble(
                         config, view, cluster, storage, identity, journal, disk, cache, spool,
-                        nursery,
+                        zone, nursery,
                     )  # fmt: skip
                     mounted.complaints = journal.aside.sentences
                     yield mounted
                     await mounted.close()
                     nursery.cancel_scope.cancel()
             finally:
+                zone.remember(clock)
                 spool.close()
                 cache.close()
         finally:
@@ -288,6 +292,7 @@ async def _assemble(
     disk: Disk,
     cache: Cache,
     spool: Spool,
+    zone: ClusterZone,
     nursery: trio.Nursery,
 ) -> Mounted:
     root = view.root
@@ -297,7 +302,7 @@ async def _assemble(
         cluster,
         nursery,
         identity=identity,
-        zone=ClusterZone(config.timezone),
+        zone=zone,
         ttl=config.listing_ttl,
         stale_max=config.stale_max,
         anchors=view.anchors,
@@ -340,6 +345,7 @@ async def _assemble(
     uploads = Uploads(
         spool,
         attempts,
+        Bulk(cluster, catalog, workplace, attempts, spool, journal, disk),
         nursery,
         breaker=cluster.breaker,
         delay=config.writeback_delay,

@@ -7,7 +7,9 @@ pair is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import logging
 import zoneinfo
 from collections.abc import Iterable
@@ -49,11 +51,42 @@ def _epoch(wall_clock: int, zone: tzinfo) -> int:
 
 
 class ClusterZone:
-    """Turns the cluster's wall clock into epoch seconds; configured by an IANA name, or learnt."""
+    """Turns the cluster's wall clock into epoch seconds; configured by an IANA name, or learnt.
+    `lessons` are those of an earlier mount: a wrong one is corrected by the next stat."""
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, lessons: Iterable[str | int] = ()) -> None:
         self._candidates: list[tzinfo] = [zoneinfo.ZoneInfo(name)] if name else []
         self._is_configured = name is not None
+        if not self._is_configured:
+            known = zoneinfo.available_timezones()
+            for lesson in lessons:
+                if isinstance(lesson, int) and abs(lesson) <= LARGEST_OFFSET:
+                    self._candidates.append(timezone(timedelta(seconds=lesson)))
+                elif lesson in known:
+                    self._candidates.append(zoneinfo.ZoneInfo(lesson))
+
+    @classmethod
+    def remembered(cls, file: Path, name: str | None) -> ClusterZone:
+        """With what an earlier mount learnt and wrote to `file`; without, if there is none."""
+        lessons: object = None
+        with contextlib.suppress(OSError, ValueError):
+            lessons = json.loads(file.read_bytes())
+        known = lessons if isinstance(lessons, list) else []
+        return cls(name, [one for one in known if isinstance(one, str | int)])
+
+    def remember(self, file: Path) -> None:
+        """What was learnt, for later mounts: names of the zones that are possible, or an offset in
+        seconds. Losing it costs a stat."""
+        if self._is_configured:
+            return
+        lessons = [
+            zone.key
+            if isinstance(zone, zoneinfo.ZoneInfo)
+            else int((zone.utcoffset(None) or timedelta()).total_seconds())
+            for zone in self._candidates
+        ]
+        with contextlib.suppress(OSError):
+            file.write_text(json.dumps(lessons))
 
     @property
     def is_known(self) -> bool:

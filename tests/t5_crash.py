@@ -64,11 +64,10 @@ def test_kill_right_after_cp(mount: Mount, far: Any, content: bytes) -> None:
 # told; a daemon makes four calls at once, so three are held together. What cannot be told apart
 # has a daemon of its own.
 CRASH_POINTS = {
-    "small": [
-        ("small", "POST /utilities/upload", "new"),
-        ("small", "GET /utilities/stat", "new"),
-        ("small", "PUT /utilities/rename", "new"),
-    ],
+    # One by one: small new files that come together go in one archive.
+    "small-upload": [("small", "POST /utilities/upload", "new")],
+    "small-stat": [("small", "GET /utilities/stat", "new")],
+    "small-rename": [("small", "PUT /utilities/rename", "new")],
     "small-existing": [
         ("small", "POST /utilities/upload", "existing"),
         ("small", "GET /utilities/stat", "existing"),

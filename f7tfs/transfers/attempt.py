@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from f7tfs.api.port import Cluster
 from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
 from f7tfs.content.cache import Cache
 from f7tfs.content.disk import Disk, sha256_of
-from f7tfs.content.journal import Journal, LitterRecord, UploadRecord
+from f7tfs.content.journal import Journal, LitterRecord, Record, UploadRecord
 from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.content.times import Times
 from f7tfs.errors import (
@@ -42,6 +44,16 @@ CHECKSUM_LIMIT = 256 << 20  # bytes; the server's sha256sum has 5 s
 
 class Superseded(Exception):
     """The file was written to, renamed or unlinked during the attempt: begin again."""
+
+
+class Arrival(NamedTuple):
+    """A version of a dirty file that the cluster has, as `remote`. `adopt`: its spool file holds
+    just that (after a restart its bytes may be newer than what was published)."""
+
+    entry: SpoolEntry
+    remote: Fingerprint
+    version: int
+    adopt: bool = True
 
 
 class Attempts:
@@ -112,17 +124,23 @@ class Attempts:
         return temporaries | self._routes.names_in_use()
 
     async def recognise(self, entry: SpoolEntry) -> Stat | None:
-        """Settle what a lost reply left open: if our rename went through, what is there is the
-        entry's base from now on, and is returned. The caller holds the turn."""
+        """Settle what a lost reply left open: if our rename or archive went through, what is there
+        is the entry's base from now on, and is returned. The caller holds the turn."""
         if entry.expected is None:
             return None
+        if entry.in_place:
+            await self._workplace.no_archive_left()
         there = await self._namespace.find(entry.path)
         if there is None or not entry.expected.agrees(there.fingerprint, ignore_ctime=True):
             entry.expected = None
+            if there is None:
+                entry.in_place = False
+            elif entry.base is None and await self._is_our_prefix(entry, there):
+                entry.base = there.fingerprint  # a part of it
             return None
         if entry.temporary is not None:
             await self._workplace.forget_litter(entry.temporary)
-        entry.base, entry.expected = there.fingerprint, None
+        entry.base, entry.expected, entry.in_place = there.fingerprint, None, False
         entry.temporary, entry.ticket, entry.form_sent = None, None, False
         await self._spool.save(entry)
         return there
@@ -222,11 +240,7 @@ class Attempts:
         assert temporary is not None
         target = entry.path
         there = await self._namespace.find(target)
-        if (
-            there is not None
-            and self._is_conflict(entry, there)
-            and (self._keep_both or there.kind is Kind.DIRECTORY)
-        ):
+        if there is not None and await self._must_go_beside(entry, there):
             await self._publish_beside(entry, proven)
             return
         if proven.mode & 0o7777 != entry.permissions:
@@ -265,10 +279,13 @@ class Attempts:
         self._catalog.forget(original)
         await self._settle(entry, after, entry.version)
 
-    def _is_conflict(self, entry: SpoolEntry, there: Stat) -> bool:
+    async def _must_go_beside(self, entry: SpoolEntry, there: Stat) -> bool:
+        """Whether what is there is neither what the edit started from nor our own."""
         if there.kind is Kind.DIRECTORY:
             return True
-        return entry.base is None or not entry.base.agrees(there.fingerprint, ignore_ctime=True)
+        if entry.base is not None and entry.base.agrees(there.fingerprint, ignore_ctime=True):
+            return False
+        return self._keep_both and not await self._is_our_prefix(entry, there)
 
     # In place.
 
@@ -293,10 +310,7 @@ class Attempts:
             if there is None:
                 entry.base, entry.in_place = None, False
                 raise Superseded  # removed on the cluster: the next attempt makes it anew
-            conflict = self._is_conflict(entry, there) and not await self._is_our_prefix(
-                entry, there
-            )
-            if conflict and (self._keep_both or there.kind is Kind.DIRECTORY):
+            if await self._must_go_beside(entry, there):
                 log.info("%s changed on the cluster before it was written in place", entry.path)
                 await self._bring_beside(entry, version)
                 return
@@ -331,7 +345,8 @@ class Attempts:
         await self._publish_beside(entry, proven)
 
     async def _is_our_prefix(self, entry: SpoolEntry, there: Stat) -> bool:
-        """After an attempt in place that was cut, the cluster holds a part of our own bytes."""
+        """After an attempt in place, or in an archive, that was cut, the cluster holds a part of
+        our own bytes."""
         if not entry.in_place or there.size > min(entry.size, CHECKSUM_LIMIT):
             return False
         theirs = await self._workplace.checksum(entry.path)
@@ -342,41 +357,59 @@ class Attempts:
     async def _settle(
         self, entry: SpoolEntry, after: Stat, version: int, *, adopt: bool = True
     ) -> None:
-        """The cluster has it: the journal record ends, the spool file becomes the cached copy
-        (unless `adopt` is False: after a restart its bytes may be newer than what was published).
-        """
-        remote, path = after.fingerprint, entry.path
-        litter = ((LitterRecord, entry.temporary),) if entry.temporary is not None else ()
-        entry.temporary, entry.ticket, entry.form_sent = None, None, False
-        entry.expected, entry.in_place, entry.error = None, False, None
-        entry.attempts = entry.cancels = 0
-        entry.base = remote  # whoever still has it open writes on from here
-        entry.published, entry.owed_since, entry.is_hurried = version, None, False
         if after.nlink > 1:
             self._catalog.forget_all()  # the other names show the new size and times as well
-        times = self._times.note(path, remote, entry.mtime_ns)
-        self._catalog.put(path, self._catalog.attributes_of(after))
-        if entry.version != version:
-            await self._spool.save(entry, times, drop=litter)
-            return
-        await self._journal.write(times, drop=((UploadRecord, entry.id), *litter))
+        self._catalog.put(entry.path, self._catalog.attributes_of(after))
+        await self.settle([Arrival(entry, after.fingerprint, version, adopt)])
+
+    async def settle(self, arrivals: Sequence[Arrival]) -> None:
+        """The cluster has them: their journal records end, the spool files become the cached
+        copies."""
+        put: list[Record] = []
+        drop: list[tuple[type[Record], str]] = []
+        ended: set[SpoolEntry] = set()
+        for one in arrivals:
+            entry = one.entry
+            if entry.temporary is not None:
+                drop.append((LitterRecord, entry.temporary))
+            entry.temporary, entry.ticket, entry.form_sent = None, None, False
+            entry.expected, entry.in_place, entry.error = None, False, None
+            entry.attempts = entry.cancels = 0
+            entry.base = one.remote  # whoever still has it open writes on from here
+            entry.published, entry.owed_since, entry.is_hurried = one.version, None, False
+            put.append(self._times.note(entry.path, one.remote, entry.mtime_ns))
+            if entry.version == one.version or entry.is_gone:
+                drop.append((UploadRecord, entry.id))
+                ended.add(entry)
+            else:
+                put.append(entry.record())
+        await self._journal.write(*put, drop=tuple(drop))
         reached("upload.record-dropped")
-        if entry.version != version or entry.state is not State.UPLOADING:
+        for one in arrivals:
+            if one.entry in ended:
+                await self._clean(one)
+            elif one.entry.is_gone:  # unlinked meanwhile
+                await self._spool.drop_record(one.entry)
+
+    async def _clean(self, one: Arrival) -> None:
+        """Its record has ended."""
+        entry = one.entry
+        if one.adopt and self._is_clean(one) and entry.is_adoptable:
+            file = self._spool.file_of(entry.id)
+            try:
+                await self._cache.adopt(file, entry.fd, entry.path, one.remote)
+            except OSError as error:  # the cache is a convenience
+                log.warning("%s is not kept in the cache: %s", entry.path, error)
+            reached("upload.adopted")
+        if self._is_clean(one):
+            self._spool.unlink(entry)
+        elif not entry.is_gone:
             # Written again while the record ended: it is owed again, on the new base.
             entry.journaled = 0
             await self._spool.commit(entry)
-            return
-        if adopt and entry.is_adoptable:
-            try:
-                await self._cache.adopt(self._spool.file_of(entry.id), entry.fd, path, remote)
-            except OSError as error:  # the cache is a convenience
-                log.warning("%s is not kept in the cache: %s", path, error)
-            reached("upload.adopted")
-        if entry.version == version and entry.state is State.UPLOADING:
-            self._spool.unlink(entry)
-        else:
-            entry.journaled = 0
-            await self._spool.commit(entry)
+
+    def _is_clean(self, one: Arrival) -> bool:
+        return one.entry.version == one.version and one.entry.state is State.UPLOADING
 
     def _require_current(self, entry: SpoolEntry, version: int) -> None:
         if entry.is_gone or entry.version != version:

@@ -1,7 +1,7 @@
 """The uploader: when a dirty file is due, who may run, and what happens when an attempt fails.
 
 One task an attempt, strictly serial per path (an entry is UPLOADING at most once), bounded in
-parallel. How one attempt travels is in `attempt`.
+parallel. How one attempt travels is in `attempt`, how many small files travel together in `bulk`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ from f7tfs.errors import (
 from f7tfs.faultpoints import reached
 from f7tfs.model import RemotePath
 from f7tfs.transfers.attempt import Attempts, Superseded
+from f7tfs.transfers.bulk import FEW, Bulk
 
 log = logging.getLogger("f7tfs.upload")
 LONGEST_PAUSE = 60.0
 LONGEST_DELAYS = 10
+ARCHIVES = 2  # at once
+BURST = 0.02  # seconds
 UNCLASSIFIED_TRIES = 10
 CANCELLED_TRIES = 3
 
@@ -40,6 +43,7 @@ class Uploads:
         self,
         spool: Spool,
         attempts: Attempts,
+        bulk: Bulk,
         nursery: trio.Nursery,
         *,
         breaker: Breaker,
@@ -49,6 +53,8 @@ class Uploads:
         self._breaker = breaker
         self._spool = spool
         self._attempts = attempts
+        self._bulk = bulk
+        self._archives = 0  # on their way
         self._nursery = nursery
         self._delay = delay
         self._hold = hold
@@ -62,7 +68,8 @@ class Uploads:
         if entry.is_gone:
             return
         entry.error = None
-        entry.attempts = entry.cancels = 0
+        entry.attempts = entry.cancels = entry.archives = 0
+        entry.is_alone = False
         now = trio.current_time()
         if entry.owed_since is None:
             entry.owed_since = now
@@ -193,6 +200,7 @@ class Uploads:
         while True:
             await self._breaker.back()  # while the API is offline, nothing is tried
             now, next_due = trio.current_time(), float("inf")
+            together = []
             for entry in self._spool:
                 if (
                     entry.state not in {State.QUEUED, State.HELD}
@@ -200,23 +208,50 @@ class Uploads:
                     or entry.is_moving
                 ):
                     continue
-                if entry.due > now:
+                if entry.state is State.QUEUED and self._bulk.fits(entry):
+                    together.append(entry)
+                elif entry.due > now:
                     next_due = min(next_due, entry.due)
-                    continue
-                if entry.state is State.HELD:
-                    self._spool.move(entry, State.QUEUED)
-                self._spool.move(entry, State.UPLOADING)
-                entry.is_running = True
-                self._nursery.start_soon(self._attempt, entry)
+                else:
+                    self._begin(entry)
+                    self._nursery.start_soon(self._attempt, entry)
+            next_due = min(next_due, self._start_archives(together, now))
             self._wake = trio.Event()
             with trio.move_on_at(next_due):
                 await self._wake.wait()
+                await trio.sleep(BURST)  # closes come in bursts; one look serves them all
+
+    def _start_archives(self, waiting: list[SpoolEntry], now: float) -> float:
+        """Send what is ready to go in archives, or alone where there are not enough for one;
+        returns when to look again (trio time)."""
+        while waiting and self._archives < ARCHIVES:
+            longest = LONGEST_DELAYS * self._delay
+            taken = self._bulk.cut(waiting, now=now, longest=longest)
+            if not taken:
+                oldest = min(one.owed_since or now for one in waiting)
+                return min(max(one.due for one in waiting), oldest + longest)
+            waiting = [one for one in waiting if one not in set(taken)]
+            for entry in taken:
+                self._begin(entry)
+            if len(taken) < FEW:
+                for entry in taken:
+                    self._nursery.start_soon(self._attempt, entry)
+            else:
+                self._archives += 1
+                self._nursery.start_soon(self._attempt_together, taken)
+        return float("inf")
+
+    def _begin(self, entry: SpoolEntry) -> None:
+        if entry.state is State.HELD:
+            self._spool.move(entry, State.QUEUED)
+        self._spool.move(entry, State.UPLOADING)
+        entry.is_running = True
+        self._spool.use(entry)
 
     def _poke(self) -> None:
         self._wake.set()
 
     async def _attempt(self, entry: SpoolEntry) -> None:
-        self._spool.use(entry)
         version, path = entry.version, entry.path
         try:
             await self._attempts.run(entry)
@@ -234,18 +269,41 @@ class Uploads:
             log.exception("upload of %s", entry.path)
             self._failed(entry, ServerError(f"internal error: {error!r}"))
         finally:
-            entry.is_running = False
-            if entry.is_gone:
-                self.later(self._attempts.abandon, entry)
-            self._spool.leave(entry)
-            self._poke()  # it may be due again already
+            self._end(entry)
+
+    async def _attempt_together(self, entries: list[SpoolEntry]) -> None:
+        try:
+            await self._bulk.send(entries)
+        except (F7tfsError, OSError) as error:
+            log.warning("an archive of %d files: %s", len(entries), error)
+            for entry in entries:
+                self._failed(entry, error, is_told=True)
+        except Exception:
+            log.exception("an archive of %d files", len(entries))
+            for entry in entries:
+                entry.is_alone = True
+        finally:
+            self._archives -= 1
+            for entry in entries:
+                if entry.state is State.UPLOADING:  # not in the archive, or written to meanwhile
+                    self._requeue(entry, 0.0 if entry.is_alone else self._delay)
+                self._end(entry)
+
+    def _end(self, entry: SpoolEntry) -> None:
+        entry.is_running = False
+        if entry.is_gone:
+            self.later(self._attempts.abandon, entry)
+        self._spool.leave(entry)
+        self._poke()  # it may be due again already
 
     def _superseded(self, entry: SpoolEntry) -> None:
         log.debug("%s changed during its upload", entry.path)
         if entry.state is State.UPLOADING:
             self._requeue(entry, self._delay)
 
-    def _failed(self, entry: SpoolEntry, error: F7tfsError | OSError) -> None:
+    def _failed(
+        self, entry: SpoolEntry, error: F7tfsError | OSError, *, is_told: bool = False
+    ) -> None:
         if entry.is_gone:
             return
         if isinstance(error, Unreachable) and self._breaker.is_offline:
@@ -262,7 +320,7 @@ class Uploads:
             pause = min(2.0 ** (entry.attempts - 1), LONGEST_PAUSE)
             if isinstance(error, RateLimited) and error.retry_after is not None:
                 pause = max(pause, error.retry_after)
-            level = logging.WARNING if entry.attempts in {1, 5} else logging.INFO
+            level = logging.WARNING if entry.attempts in {1, 5} and not is_told else logging.INFO
             log.log(level, "upload of %s: %s; again in %.0f s", entry.path, entry.error, pause)
             self._requeue(entry, pause)
         else:

@@ -24,6 +24,7 @@ from f7tfs.api.port import Cluster, Route, Ticket
 from f7tfs.catalog import HIDDEN_PREFIX, Catalog, is_hidden
 from f7tfs.content.journal import Journal, LitterRecord
 from f7tfs.errors import (
+    CommandTimeout,
     Exists,
     F7tfsError,
     NameNotSupported,
@@ -33,13 +34,16 @@ from f7tfs.errors import (
     PermissionDenied,
     QuotaExceeded,
     ReadOnly,
+    Unreachable,
     Unsupported,
 )
+from f7tfs.faultpoints import reached
 from f7tfs.model import Kind, RemotePath, is_within, join, name_of, parent_of
 
 log = logging.getLogger("f7tfs.workplace")
 SWEEP_INTERVAL = 60.0
 _WORKING_DIRECTORY = re.compile(re.escape(HIDDEN_PREFIX) + "[0-9a-f]{8}")
+ARCHIVE = ".tar"  # how archives that are extracted once end
 MARK = f"{HIDDEN_PREFIX}removed-"  # where the symlinks of a removed directory lead
 
 
@@ -109,6 +113,14 @@ class Workplace:
         self._root = root
         self._directory = join(root, f"{HIDDEN_PREFIX}{self._mark}")
         self._usable: bool | None = None  # None: not tried yet
+        self._is_closed = False  # our directory, to others
+        # Archives that may still be extracted, and (trio time) when their extraction has ended.
+        self._left: dict[RemotePath, float] = {
+            RemotePath(one.id): float("inf")
+            for one in journal.load(LitterRecord)
+            if one.id.endswith(ARCHIVE) and self.is_ours(RemotePath(one.id))
+        }
+        self._quiet_from = 0.0
         self._swept: set[RemotePath] = set()  # looked at once; they may heal until their time
         self._turn = trio.Lock()  # the archive's name is used by one at a time
 
@@ -143,9 +155,77 @@ class Workplace:
                     with trio.CancelScope(shield=True):
                         await self.remove_litter(place)
 
+    async def extract_once(
+        self, archive: bytes, directory: RemotePath, *, beside: RemotePath, private: bool
+    ) -> None:
+        """Bring a large archive, extract it into `directory` and remove it. It lies in our own
+        directory, else in `beside`. `private`: others must not read it; NotPermitted where that
+        cannot be had. A failure says nothing certain about what was extracted: callers look, once
+        `no_archive_left` has returned."""
+        try:
+            name = await self._bring(archive, beside, private)
+        except NotFound:  # somebody tidied our directory away
+            self._usable = None
+            name = await self._bring(archive, beside, private)
+        reached("archive.brought")
+        until = trio.current_time()
+        try:
+            await self._cluster.extract(name, directory)
+            reached("archive.extracted")
+        except CommandTimeout:
+            raise  # the command was killed
+        except OutcomeUnknown:
+            until = float("inf")  # it may run, or only begin to
+            raise
+        finally:
+            self._left[name] = until
+            with trio.CancelScope(shield=True), contextlib.suppress(F7tfsError):
+                await self.no_archive_left(wait=False)
+
+    async def _bring(self, archive: bytes, beside: RemotePath, private: bool) -> RemotePath:
+        place = await self._place(beside)
+        if private:
+            await self._close_to_others(place)
+        name = join(place, f"{HIDDEN_PREFIX}{self._mark}-{uuid.uuid4().hex[:12]}{ARCHIVE}")
+        await self._journal.write(LitterRecord(id=name))
+        try:
+            try:
+                await self._cluster.upload(name, archive)
+            except OutcomeUnknown:
+                await self._cluster.upload(name, archive)  # our own name, the same bytes
+        except F7tfsError as error:
+            await self.remove_litter(name)
+            if isinstance(error, OutcomeUnknown):  # of no interest: nothing was extracted
+                raise Unreachable(str(error)) from error
+            raise
+        return name
+
+    async def no_archive_left(self, *, wait: bool = True) -> None:
+        """From now on no archive of ours is extracted whose extraction is not known to have ended:
+        it is removed, and what had begun by then is given the time that the server allows."""
+        for name in list(self._left):
+            with contextlib.suppress(NotFound):
+                await self.remove_own(name)
+            await self.forget_litter(name)
+            until = self._left.get(name, 0.0)
+            if until == float("inf"):
+                until = trio.current_time() + self._cluster.capabilities.command_timeout
+            self._left.pop(name, None)
+            self._quiet_from = max(self._quiet_from, until)
+        if wait:
+            await trio.sleep_until(self._quiet_from)
+
+    async def _close_to_others(self, place: RemotePath) -> None:
+        if place != self._directory:
+            raise NotPermitted(f"{place}: an archive of private files does not lie here")
+        if not self._is_closed:
+            await self._cluster.change_mode(place, 0o700)
+            self._is_closed = True
+
     async def _place(self, directory: RemotePath) -> RemotePath:
         """Where the archive lies: our own directory if it can be made, else `directory`."""
         if self._usable is None:
+            self._is_closed = False
             await self._journal.write(LitterRecord(id=self._directory))
             try:
                 await self._cluster.make_directory(self._directory)
