@@ -78,6 +78,8 @@ def send(
     urls: int | None = None,
     part_size: int = PART,
     progress: list[int] | None = None,
+    sent: dict[int, str] | None = None,
+    told: dict[int, str] | None = None,
 ) -> Loopback:
     with loopback(store) as server, tempfile.TemporaryFile() as file:
         file.write(content)
@@ -92,12 +94,18 @@ def send(
             f"{server.url}/k?uploadId=u&X-Sig=c",
         )
 
+        async def keep(number: int, etag: str) -> None:
+            if told is not None:
+                told[number] = etag
+
         async def main() -> None:
             async with StorageClient(stall_timeout=2.0) as client:
                 await StagingArea(client).send_parts(
                     parts,
                     file.fileno(),
                     size,
+                    sent=sent,
+                    on_part=keep,
                     on_progress=(lambda sent: None) if progress is None else progress.append,
                 )
 
@@ -209,6 +217,39 @@ def test_a_completion_whose_reply_was_lost() -> None:
 def test_an_upload_that_is_gone() -> None:
     store = Store(lambda a: Answer(404, ERROR % b"NoSuchUpload") if a.method == "POST" else None)
     failing(errors.LinkExpired, store)
+
+
+def test_parts_of_an_earlier_try_are_not_sent_again() -> None:
+    """Issue 5: "resume … of missing multipart parts"; each new one is told when it is there."""
+    store, told, progress = Store(), {}, []  # type: ignore[var-annotated]
+    cut = [CONTENT[start : start + PART] for start in range(0, SIZE, PART)]
+    store.parts = {1: cut[0], 3: cut[2], 9: b"of no part"}
+    had = {number: tag(part) for number, part in store.parts.items()}
+    server = send(store, sent=had, told=told, progress=progress)
+    assert store.object == CONTENT
+    assert told == {number: tag(cut[number - 1]) for number in (2, 4, 5)}
+    assert server.paths().count("PUT /k") == 3
+    assert progress[0] > 2 * PART and progress[-1] == SIZE
+
+
+def test_all_parts_are_there_already() -> None:
+    """Nothing is left but the completion; that it is not known any more means that it went
+    through, for the parts were all there before it was asked for."""
+    store = Store()
+    cut = [CONTENT[start : start + PART] for start in range(0, SIZE, PART)]
+    store.parts = dict(enumerate(cut, 1))
+    had = {number: tag(part) for number, part in store.parts.items()}
+    assert send(store, sent=had).paths() == ["POST /k"]
+    assert store.object == CONTENT
+    gone = Store(lambda asked: Answer(404, ERROR % b"NoSuchUpload"))
+    assert send(gone, sent=had).paths() == ["POST /k"]
+
+
+def test_parts_of_an_earlier_try_that_the_store_lost() -> None:
+    """The upload must begin anew, with another ticket; it must not stay with these for ever."""
+    lost = Store(lambda a: Answer(400, ERROR % b"InvalidPart") if a.method == "POST" else None)
+    failing(errors.LinkExpired, lost, sent={1: '"stale"'})
+    failing(errors.ServerError, lost)
 
 
 def test_what_does_not_fit() -> None:

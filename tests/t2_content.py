@@ -229,6 +229,29 @@ def test_the_disk_begins_before_the_close(box: Box) -> None:
     box.run(box.spool.write_back, entry)
 
 
+def test_parts_survive_with_the_bytes_they_are_of(box: Box) -> None:
+    """Parts at the object store are known after a restart; of a file that was written to since, the
+    attempt is over. Another ticket has no parts."""
+    for touched in (False, True):
+        entry = box.file(RemotePath(f"/{touched}"))
+        entry.temporary, entry.ticket = RemotePath("/t"), "ticket"
+        entry.attempt_version = entry.version
+        entry.parts[2] = '"etag"'
+        box.run(box.spool.commit, entry)
+        box.run(box.spool.save, entry)
+        if touched:
+            os.pwrite(entry.fd, b"x", 0)
+    box.again()
+    same, other = (box.spool.at(RemotePath(f"/{touched}")) for touched in (False, True))
+    assert same is not None and other is not None
+    assert (same.parts, same.attempt_version) == ({2: '"etag"'}, same.version)
+    assert other.attempt_version != other.version
+    same.ticket = "ticket"
+    assert same.parts
+    same.ticket = "another"
+    assert not same.parts
+
+
 # The journal.
 
 

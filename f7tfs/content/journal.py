@@ -51,7 +51,9 @@ class UploadRecord(Record, frozen=True):
     `temporary` and `expected` describe an attempt under way; `expected` is what the target
     will be once our rename is through, so that a lost reply is no conflict with ourselves;
     `expected_is_current` and `attempt_is_current` say that nothing was written since they were
-    noted. `held`: the name is a temporary one. `size`: bytes at the last flush, -1 if not known.
+    noted. `parts`: numbers and ETags of the parts of `ticket` that the object store has, of the
+    bytes that the spool file held at `parts_mtime_ns`, its own time. `held`: the name is a
+    temporary one. `size`: bytes at the last flush, -1 if not known.
     """
 
     kind = "upload"
@@ -70,6 +72,8 @@ class UploadRecord(Record, frozen=True):
     attempt_is_current: bool = False
     in_place: bool = False
     size: int = -1
+    parts: dict[int, str] = {}
+    parts_mtime_ns: int = 0
 
 
 class RemovalRecord(Record, frozen=True):

@@ -100,7 +100,8 @@ class SpoolEntry:
         self.sent = 0  # bytes of the current attempt, for progress
         # Of the attempt under way; they survive a restart through the journal.
         self.temporary: RemotePath | None = None
-        self.ticket: str | None = None
+        self._ticket: str | None = None
+        self.parts: dict[int, str] = {}  # of the ticket: ETags by number, of what the store has
         self.form_sent = False
         self.attempt_version = 0  # the version that `temporary` and `ticket` were made for
         self.is_adoptable = True  # the file's bytes are those of the attempt
@@ -111,6 +112,15 @@ class SpoolEntry:
         self.is_alone = False  # it goes by itself, not in an archive with others
         # Held by whoever changes what the remote name means: publish, rename, unlink.
         self.turn = trio.Lock()
+
+    @property
+    def ticket(self) -> str | None:
+        return self._ticket
+
+    @ticket.setter
+    def ticket(self, ticket: str | None) -> None:
+        if ticket != self._ticket:
+            self._ticket, self.parts = ticket, {}  # parts of another object
 
     @property
     def size(self) -> int:
@@ -152,6 +162,8 @@ class SpoolEntry:
             expected=self.expected,
             expected_is_current=self.expected_version == self.version,
             attempt_is_current=self.attempt_version == self.version,
+            parts=dict(self.parts),
+            parts_mtime_ns=os.fstat(self.fd).st_mtime_ns,
             in_place=self.in_place,
             size=self.flushed_size,
         )
@@ -423,6 +435,9 @@ class Spool:
             entry.expected, entry.in_place = record.expected, record.in_place
             entry.expected_version = entry.version if record.expected_is_current else 0
             entry.attempt_version = entry.version if record.attempt_is_current else 0
+            entry.parts = record.parts
+            if record.parts and record.parts_mtime_ns != os.fstat(fd).st_mtime_ns:
+                entry.attempt_version = 0  # written to since: no part of it goes with new ones
             entry.is_adoptable = False  # it may hold bytes that were written but never flushed
             entry.hold = record.held
             entry.journaled = entry.generation

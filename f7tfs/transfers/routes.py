@@ -208,7 +208,15 @@ class Routes:
             await self._storage.send_form(progress.form, entry.fd, size, on_progress=note)
             reached("upload.form-sent")
         elif progress.parts is not None:
-            await self._storage.send_parts(progress.parts, entry.fd, size, on_progress=note)
+
+            async def keep(number: int, etag: str) -> None:
+                entry.parts[number] = etag
+                await self._spool.save(entry)
+                reached("upload.part-recorded")
+
+            await self._storage.send_parts(
+                progress.parts, entry.fd, size, sent=entry.parts, on_part=keep, on_progress=note
+            )
             reached("upload.parts-sent")
         else:
             raise StagingFailed(f"{entry.path}: the server gave neither form nor parts")
