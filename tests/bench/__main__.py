@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 
-from bench import memory, names, ranges, stuck, warm
+from bench import memory, names, ranges, small, stuck, warm
 from bench.figures import Figure, Row
 
 ROWS = (
@@ -24,6 +24,8 @@ ROWS = (
     Row("walk", "ls -lR of 200 directories with 50 files each, cold, v1", names.walk_row),
     Row("sniff", "gio list of content types of 200 large files without extension",
         names.sniff_row),
+    Row("small-files", "cp -r of 1,000 files of 2 KiB in 20 directories, until verified",
+        small.small_files_row),
     Row("stuck", "beside 40 readers that wait for staging", stuck.stuck_row),
     Row("ctrl-c", "Ctrl-C on a cat that waits for staging", stuck.ctrl_c_row),
 )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from mounting import Mount
 
 from bench.figures import Figure, median, spread
+from bench.passthrough import passthrough
 from bench.rig import (
     GiB,
     KiB,
@@ -82,6 +83,7 @@ def calls_of_reread_after_remount(made: Rig, size: int) -> dict[str, int]:
 
 def remount_row(rounds: int) -> list[Figure]:
     ours, theirs, from_disk, calls = [], [], [], []
+    bare: dict[str, list[float]] = {"pread": [], "mapping": []}
     with rig_with_web_server() as made:
         made.file("file", GiB, random=True)
         with made.mount().start() as mount:
@@ -102,16 +104,32 @@ def remount_row(rounds: int) -> list[Figure]:
                 seconds(_dd(cached))  # its pages are in memory on both sides
                 theirs.append(seconds(_dd(cached)))
                 ours.append(again())
+                for how, taken in bare.items():
+                    with passthrough(cached, how) as file:
+                        taken.append(seconds(_dd(file)))
                 drop_pages(cached)
                 disk = seconds(_dd(cached))
                 drop_pages(cached)
                 from_disk.append(disk / again())
     ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
+    floors = [one / our for one, our in zip(bare["pread"], ours, strict=True)]
+    reach = ", ".join(
+        f"{how} {median([their / one for their, one in zip(theirs, taken, strict=True)]):.2f}"
+        for how, taken in bare.items()
+    )
     speed = f"{GiB / median(theirs) / 1e6:.0f} and {GiB / median(ours) / 1e6:.0f} MB/s"
     note = f"{speed}; {spread(ratios)}; with the file's pages dropped: {median(from_disk):.2f}"
     most = max(calls, key=lambda counted: sum(counted.values()))
     return [
         Figure("of the local disk", median(ratios), 0.5, "x", at_least=True, note=note),
+        Figure(
+            "of a bare pyfuse3 passthrough of that file",
+            median(floors),
+            0.9,
+            "x",
+            at_least=True,
+            note=f"of the local disk such a passthrough reaches by {reach}",
+        ),
         Figure("API calls", sum(most.values()), 1, note=", ".join(sorted(most))),
     ]
 

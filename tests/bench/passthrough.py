@@ -1,0 +1,82 @@
+"""The least that a file system in Python can be: one local file, served by pread or from a mapping.
+
+`python -m bench.passthrough FILE MOUNTPOINT pread|mapping`: the measure for what any daemon behind
+pyfuse3 can reach on this machine. Serves until it is unmounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pyfuse3
+import trio
+from waits import wait_until
+
+READ_AHEAD = 1024  # KiB, as the mount sets it
+
+
+class Passthrough(pyfuse3.Operations):
+    def __init__(self, file: Path, how: str) -> None:
+        super().__init__()
+        self._fd = os.open(file, os.O_RDONLY)
+        self._size = os.fstat(self._fd).st_size
+        mapped = mmap.mmap(self._fd, self._size, prot=mmap.PROT_READ)
+        self._view = memoryview(mapped) if how == "mapping" else None
+
+    async def getattr(self, inode: int, ctx: Any = None) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        is_root = inode == pyfuse3.ROOT_INODE
+        entry.st_ino = cast(Any, inode)
+        entry.st_mode = cast(Any, stat.S_IFDIR | 0o755 if is_root else stat.S_IFREG | 0o444)
+        entry.st_size = 0 if is_root else self._size
+        entry.attr_timeout = entry.entry_timeout = 60
+        return entry
+
+    async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> pyfuse3.EntryAttributes:
+        return await self.getattr(2)
+
+    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=cast(Any, inode), keep_cache=False)
+
+    async def read(self, fh: int, offset: int, size: int) -> Any:
+        if self._view is not None:
+            return self._view[offset : offset + size]
+        return os.pread(self._fd, size, offset)
+
+
+@contextlib.contextmanager
+def passthrough(file: Path, how: str) -> Iterator[Path]:
+    """The file as such a mount shows it."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen([sys.executable, "-m", "bench.passthrough", file, folder, how])
+        try:
+            wait_until(lambda: os.path.ismount(folder), "the passthrough to be mounted")
+            device = os.lstat(folder).st_dev
+            ahead = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+            with contextlib.suppress(OSError):  # as for the mount: root only
+                ahead.write_text(str(READ_AHEAD))
+            yield Path(folder) / "file"
+        finally:
+            subprocess.run(["fusermount3", "-uz", folder], timeout=10, check=False)
+            process.wait(10)
+
+
+async def _serve(file: str, mountpoint: str, how: str) -> None:
+    pyfuse3.init(
+        Passthrough(Path(file), how), mountpoint, {*pyfuse3.default_options, "fsname=passthrough"}
+    )
+    await pyfuse3.main()
+    pyfuse3.close()
+
+
+if __name__ == "__main__":
+    trio.run(_serve, *sys.argv[1:4])
