@@ -6,9 +6,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from t4_bulk import grow
+
 from bench.figures import Figure
 from bench.rig import rig
-from t4_bulk import grow
 
 
 def small_files_row(rounds: int) -> list[Figure]:
