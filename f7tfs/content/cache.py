@@ -81,15 +81,14 @@ class Cache:
         """An empty file to fill; takes the place of older versions. Room is made by `promise`."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # cleaners tidy caches away
         self.forget(path)
-        created = self._make(path, fingerprint)
+        created = self._new(path, fingerprint)
+        _touch(created.file)
         os.truncate(created.file, fingerprint.size)
         self._files[path] = created
         return created
 
-    def _make(self, path: RemotePath, fingerprint: Fingerprint) -> CacheFile:
-        file = self._directory / uuid.uuid4().hex
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        content = CacheFile(file, path, fingerprint)
+    def _new(self, path: RemotePath, fingerprint: Fingerprint) -> CacheFile:
+        content = CacheFile(self._directory / uuid.uuid4().hex, path, fingerprint)
         content.is_racy = is_racy(fingerprint)
         return content
 
@@ -102,10 +101,11 @@ class Cache:
             self.make_room(fingerprint.size, on_disk=source.stat().st_dev != self._device)
         except NoLocalSpace:
             return None
-        adopted = self._make(path, fingerprint)
+        adopted = self._new(path, fingerprint)
         try:
             source.rename(adopted.file)
         except OSError:  # another file system
+            _touch(adopted.file)
             self.pin(adopted)
             await self._disk.run(lambda: copy_bytes(fd, adopted.fd, fingerprint.size))
             await self._disk.sync(adopted.fd)
@@ -426,6 +426,10 @@ class Cache:
         everything = (*self._files.values(), *self._dropped)
         assert self._used == sum(content.takes for content in everything)
         assert self._promised == sum(content.promised for content in everything)
+
+
+def _touch(file: Path) -> None:
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _label_of(file: Path) -> Path:

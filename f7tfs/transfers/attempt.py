@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import trio
+
 from f7tfs.api.port import Cluster
 from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
@@ -387,6 +389,7 @@ class Attempts:
         reached("upload.record-dropped")
         for one in arrivals:
             if one.entry in ended:
+                await trio.lowlevel.checkpoint()  # there may be a thousand
                 await self._clean(one)
             elif one.entry.is_gone:  # unlinked meanwhile
                 await self._spool.drop_record(one.entry)
