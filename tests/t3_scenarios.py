@@ -514,3 +514,32 @@ def test_extended_attributes(door: Door, far: Any) -> None:
     refused(errno.ENODATA, door.getxattr, "file", "user.other")
     refused(errno.ENOTSUP, door.getxattr, "file", "system.posix_acl_access")
     refused(errno.ENOTSUP, door.getxattr, "file", "security.selinux")
+
+
+@pytest.mark.simulator
+def test_the_checksum_of_the_cluster(door: Door, far: Any, simulator: Simulator) -> None:
+    """xattrs: ".sha256 (asks the cluster)", once for the two calls of getxattr(2); a file that is
+    not there yet has none, and nobody who reads all attributes causes work."""
+    key = "user.f7tfs.sha256"
+    content = data_of(50_000)
+    names = ("file", "two words ü")
+    for name in names:
+        far.write(name, content)
+    for name in names:
+        door.stat(name)
+        before = simulator.calls()["calls"]
+        wanted = hashlib.sha256(content).hexdigest().encode()
+        assert door.getxattr(name, key) == wanted
+        assert door.getxattr(name, key) == wanted
+        after = simulator.calls()["calls"]
+        asked = {k: n - before.get(k, 0) for k, n in after.items() if "checksum" in k}
+        assert sum(asked.values()) <= 2, asked  # v2 refuses a name with a space before it takes one
+    far.write("file", b"changed over there")
+    door.refresh()
+    assert door.getxattr("file", key) == hashlib.sha256(b"changed over there").hexdigest().encode()
+    door.write("file", b"changed here")
+    refused(errno.ENODATA, door.getxattr, "file", key)
+    door.sync()
+    assert door.getxattr("file", key) == hashlib.sha256(b"changed here").hexdigest().encode()
+    door.mkdir("directory")
+    refused(errno.ENODATA, door.getxattr, "directory", key)
