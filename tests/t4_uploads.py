@@ -428,6 +428,39 @@ def test_umount_of_a_busy_mount(mount: Mount, far: Any) -> None:
     assert mount.is_mounted
 
 
+def test_a_daemon_that_hangs(mount: Mount, far: Any) -> None:
+    """Tenet 2: a command that looks at the mount is not taken along; the bytes can be had."""
+    far.mkdir("d")
+    stuck_at(mount, far, "d/thesis")
+    assert mount.process is not None
+    mount.process.send_signal(signal.SIGSTOP)
+    try:
+        said = fails(mount, 1, "umount", str(mount.path))
+        assert "does not answer" in said and f"f7tfs umount --now {mount.path}" in said
+        assert "does not answer" in fails(mount, 1, "sync", str(mount.path / "d"))
+        text = ok(mount, "uploads", "list", mount.remote)
+        assert "a daemon holds it" in text and "d/thesis" in text
+        ok(mount, "uploads", "save", str(mount.folder / "saved"), mount.remote)
+        assert (mount.folder / "saved/d/thesis").read_bytes() == b"precious\n"
+    finally:
+        mount.process.send_signal(signal.SIGCONT)
+    far.chmod("d", 0o755)
+    ok(mount, "uploads", "retry", str(mount.path))
+
+
+def test_a_daemon_that_is_gone(mount: Mount, far: Any) -> None:
+    far.mkdir("d")
+    stuck_at(mount, far, "d/thesis")
+    assert mount.process is not None
+    mount.process.kill()
+    mount.process.wait(20)
+    assert "is gone; run: f7tfs umount" in fails(mount, 1, "sync", str(mount.path))
+    assert "d/thesis" in ok(mount, "uploads", "list", mount.remote)
+    done = mount.umount()
+    assert done.returncode == 0 and "waits in the journal" in done.stderr
+    far.chmod("d", 0o755)
+
+
 def test_umount_offline(own_simulator: Callable[..., Place]) -> None:
     """ "never hangs without a reason that the user can see": says that it is offline, and how to
     leave; Ctrl-C ends the waiting and leaves it mounted; `--now` leaves the rest in the journal."""

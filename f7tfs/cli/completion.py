@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import click
 from click.shell_completion import CompletionItem
 
@@ -12,6 +15,11 @@ class _Mountpoint(click.Path):
     """A path; completes to the f7tfs mounts, found without asking their daemons."""
 
     name = "mountpoint"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Without the stat(2) of click's own: a daemon that hangs would take us along, and no
+        signal ends that."""
+        return os.fsdecode(value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

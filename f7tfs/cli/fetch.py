@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import click
 
 from f7tfs.cli import mounts, waiting
+from f7tfs.cli.completion import MOUNTED
 from f7tfs.cli.exits import Exit, Failure
 
 
 @click.command("fetch")
-@click.argument("paths", type=click.Path(), nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", type=MOUNTED, nargs=-1, required=True, metavar="PATH...")
 def command(paths: tuple[str, ...]) -> None:
     """Bring files, and all files below directories, into the local cache.
 

@@ -289,7 +289,7 @@ def _is_same(one: Item, other: Item) -> bool:
 
 
 @command.command("save")
-@click.argument("folder", type=click.Path(file_okay=False), metavar="DIR")
+@click.argument("folder", type=MOUNTED, metavar="DIR")
 @paths_argument
 @click.option("--all", "everything", is_flag=True, help="Also what is on its way and not stuck.")
 @settings.options_option
@@ -309,6 +309,8 @@ def save(
     """
     if mounts.find(folder) is not None:
         raise Failure(Exit.USAGE, f"{folder} is in an f7tfs mount: save to this machine's own disk")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise Failure(Exit.USAGE, f"{folder} is not a directory")
     if paths:
         sources = _sources(paths, options, config_file)
     else:

@@ -44,7 +44,12 @@ def wait_for_uploads(
     Failure when something is stuck. `way_out`: what else the user can do meanwhile."""
     progress = _Progress(names, way_out)
     try:
-        with teller(mount, progress.describe, progress.measure, progress.trouble) as tick:
+        with teller(
+            mount,
+            progress.brief if sys.stderr.isatty() else progress.describe,
+            progress.measure,
+            progress.trouble,
+        ) as tick:
             error = mounts.pull_for(mount, "sync", names, tick)
     except KeyboardInterrupt:
         with contextlib.suppress(mounts.Dead, mounts.Silent, mounts.NotOurs):
@@ -112,12 +117,23 @@ class _Progress:
         if not left.count:
             return "the last look"
         text = f"{left.count} left ({human(max(0, left.size - left.sent))})"
+        sending = self._sending(left)
+        return f"{text}, {sending}" if sending else text
+
+    def brief(self, status: mounts.Status) -> str:
+        """Beside a bar that counts the bytes."""
+        left = _Left(status, self._names)
+        number = len(left.uploads) + len(left.removals)
+        sending = self._sending(left)
+        return f"{number} left, {sending}" if sending else f"{number} left"
+
+    def _sending(self, left: _Left) -> str:
         sending = [one for one in left.uploads if one.get("state") == "uploading"]
-        if sending:
-            one = max(sending, key=lambda item: int(item.get("sent") or 0))
-            text += f", sending {shown(str(one.get('name')))}"
-            text += f" and {len(sending) - 1} more" if len(sending) > 1 else ""
-        return text
+        if not sending:
+            return ""
+        one = max(sending, key=lambda item: int(item.get("sent") or 0))
+        more = f" and {len(sending) - 1} more" if len(sending) > 1 else ""
+        return f"sending {shown(str(one.get('name')))}{more}"
 
     def trouble(self, status: mounts.Status) -> str:
         """Why it may take long; "" where nothing is wrong."""
@@ -196,7 +212,7 @@ def _progress_bar(
     from rich.table import Column
 
     columns = (
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=16),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TextColumn(
