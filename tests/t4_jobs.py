@@ -292,7 +292,7 @@ def test_the_barrier(jobs: Mount, far: Any, simulator: Simulator) -> None:
     (jobs.folder / "input").write_bytes(content)
     (jobs.folder / "use.sh").write_text("#!/bin/bash\nsha256sum input small > result\n")
     jobs.run("cp input mnt/input; echo small > mnt/small; cp use.sh mnt/jobs/use.sh")
-    ident = job_of(jobs, "use.sh")
+    ident = wait_until(lambda: job_of(jobs, "use.sh"), "the inputs to be there", 30)
     until(jobs, ident, "COMPLETED")
     result = far.read("result").decode()
     assert far.sha256("input") in result

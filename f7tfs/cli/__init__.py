@@ -24,6 +24,9 @@ _COMMANDS = {
     "uploads": ("f7tfs.cli.uploads", "List, retry, save or discard what is on its way."),
     "refresh": ("f7tfs.cli.refresh", "Look at the cluster anew."),
     "fetch": ("f7tfs.cli.fetch", "Bring files into the local cache."),
+    "jobs": ("f7tfs.cli.jobs", "List jobs, and scripts that are not submitted yet."),
+    "submit": ("f7tfs.cli.submit", "Submit a script, and perhaps wait for its job."),
+    "cancel": ("f7tfs.cli.cancel", "Cancel jobs."),
     "demo": ("f7tfs.cli.demo", "Show it all on a simulated cluster."),
     "simulate": ("f7tfs.cli.simulate", "Serve a simulated cluster over a local folder."),
 }

@@ -33,6 +33,9 @@ class Exit(enum.IntEnum):
     JOURNAL = 11, "another daemon holds the journal of this remote path, or it cannot be used"
     UPLOADS = 12, "uploads are left or stuck; nothing was unmounted"
     NOT_F7TFS = 13, "this is not an f7tfs mount"
+    REFUSED = 20, "the scheduler, or f7tfs, refused the script"
+    JOB_FAILED = 21, "`submit --wait`: the job ended, and not well"
+    UNKNOWN = 22, "it is not known yet whether there is a job"
     INTERNAL = 70, "a fault of f7tfs itself; the log holds the details"
     INTERRUPTED = 130, "ended by Ctrl-C"
 

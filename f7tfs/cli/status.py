@@ -52,7 +52,7 @@ def _as_json(
     return {"mount": {"mountpoint": mount.mountpoint, "source": mount.source}, "error": trouble}
 
 
-def _console() -> Console:
+def console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -90,7 +90,7 @@ def _show_all(
     for mount, said in found:
         uploads = _uploads(said) if isinstance(said, dict) else "?"
         table.add_row(mount.mountpoint, mount.source, _state(said), uploads)
-    _console().print(table)
+    console().print(table)
 
 
 def _show_one(mount: mounts.Mount, status: mounts.Status) -> None:
@@ -109,10 +109,10 @@ def _show_one(mount: mounts.Mount, status: mounts.Status) -> None:
         ("cache", _cache(cache)),
         ("API calls", api.get("total")),
     ]
-    console = _console()
+    out = console()
     for name, value in rows:
         if value not in (None, ""):
-            console.print(f"{name:12}{value}")
+            out.print(f"{name:12}{value}")
     items = [item for item in items_of(status) if not item.get("junk")]
     items.sort(key=lambda item: item.get("state") != "stuck")
     for item in items[:_SHOWN]:
@@ -121,9 +121,9 @@ def _show_one(mount: mounts.Mount, status: mounts.Status) -> None:
         name = shown(str(item.get("name", "?")))
         line = f"  {item.get('state', '?')}  {name}  {progress}"
         why = shown(reason(str(item.get("error") or "")))
-        console.print(f"{line}  {why}".rstrip())
+        out.print(f"{line}  {why}".rstrip())
     if len(items) > _SHOWN:
-        console.print(f"  … and {len(items) - _SHOWN} more (f7tfs uploads list)")
+        out.print(f"  … and {len(items) - _SHOWN} more (f7tfs uploads list)")
 
 
 def _counts(jobs: object) -> str:

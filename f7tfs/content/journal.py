@@ -112,8 +112,8 @@ class SubmitRecord(Record, frozen=True):
 
     `named`: whether it still shows as jobs/NAME; a submitted one without a name remembers where its
     job writes. `withdrawn`: it was removed before its job was known, which is cancelled when it is
-    found. `told`: close() has failed with the refusal. `missing`: keys of the configuration that
-    neither it nor the script set. `last` is the job when it was over.
+    found. `missing`: keys of the configuration that neither it nor the script set. `last` is the
+    job when it was over.
     """
 
     kind = "submit"
@@ -132,7 +132,6 @@ class SubmitRecord(Record, frozen=True):
     missing: tuple[str, ...] = ()
     named: bool = True
     withdrawn: bool = False
-    told: bool = False
     last: Job | None = None
 
 

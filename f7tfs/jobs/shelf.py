@@ -9,6 +9,7 @@ jobs/.jobs.json    all of it in one file, not listed
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -190,6 +191,9 @@ class Shelf:
         if name.endswith(STATUS):
             drop = self._drops.named(name.removesuffix(STATUS))
             if drop is not None and drop.state in UNSETTLED:
+                if drop.state == "unknown":  # its candidates are looked for
+                    with contextlib.suppress(F7tfsError):
+                        await self._board.jobs()
                 return text.drop_text(drop, self._waits_for(drop), self._candidates(drop))
         raise NotFound(name)
 

@@ -72,11 +72,9 @@ def drop_text(drop: Drop, waits_for: Iterable[str], candidates: Iterable[Job]) -
 
 
 def refusal_text(drop: Drop, script: bytes) -> bytes:
-    """Why a drop was refused. Where close() had returned before, what was written is here too: it
-    is nowhere else."""
+    """Why a drop was refused, and what was written: close() may have returned before, or nobody
+    may have heard of it, and the script is nowhere else."""
     text = drop.error.encode(errors="surrogateescape") + b"\n"
-    if drop.told:
-        return text
     return text + b"\n--- what was refused, as it was written:\n" + script
 
 

@@ -186,7 +186,7 @@ class JobsWing(Wing):
         try:
             scripts.check(content)
         except Rejected as error:
-            await self._submissions.refuse(name, content, error, closing=closing)
+            await self._submissions.refuse(name, content, error)
             raise
         prepared = scripts.prepare(content, wishes.over(self._wishes).over(self._defaults))
         await self._submissions.drop(

@@ -126,15 +126,10 @@ class Submissions:
             await ended.wait()  # until the record is closed
             raise self._refusals.pop(drop.id)
 
-    async def refuse(self, name: str, script: bytes, error: F7tfsError, *, closing: bool) -> None:
+    async def refuse(self, name: str, script: bytes, error: F7tfsError) -> None:
         """A drop that is not even sent: its reason, and what was written, are kept."""
         refused = Drop(
-            id=new_tag(name),
-            name=name,
-            state="refused",
-            created=time.time(),
-            error=words_of(error),
-            told=closing,
+            id=new_tag(name), name=name, state="refused", created=time.time(), error=words_of(error)
         )
         await self._drops.add(refused, script)
 
@@ -215,9 +210,9 @@ class Submissions:
         log.warning("%s was refused: %s", drop.name, words)
         if isinstance(error, Rejected):
             error = Rejected(words)
-        if told := drop.id in self._awaited:
+        if drop.id in self._awaited:
             self._refusals[drop.id] = error
-        await self._settle(drop.id, state="refused", error=words, told=told)
+        await self._settle(drop.id, state="refused", error=words)
 
     async def _link(self, tag: str, done: Submitted) -> None:
         """The drop is this job. If it was removed meanwhile, so is the job."""
