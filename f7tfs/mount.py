@@ -382,8 +382,10 @@ async def _assemble(
         identity,
         sniffing,
         Checksums(workplace),
+        journal,
         root=root,
     )
+    await remote.resume()
     about = {
         "system": config.system,
         "remote_path": config.remote_path,

@@ -69,3 +69,19 @@ def left_in(directory: Path) -> list[Path]:
     if unclosed.is_dir() and any(unclosed.iterdir()):
         places.append(unclosed)
     return places
+
+
+def set_unclosed_aside(spool: Path, keep: set[str], ended: set[str]) -> None:
+    """Of the spool's files, without those to `keep`: what has `ended` is removed, and what is
+    empty; the rest was never closed, and is kept apart."""
+    for file in spool.iterdir():
+        if file.is_dir() or file.name in keep:
+            continue
+        is_empty = file.suffix in {".open", ".cut"} and file.stat().st_size == 0
+        if file.name in ended or is_empty:
+            file.unlink()
+            continue
+        aside = spool / "unclosed"
+        aside.mkdir(mode=0o700, exist_ok=True)
+        file.rename(aside / file.name)
+        log.warning("a file that was never closed was set aside as %s", aside / file.name)

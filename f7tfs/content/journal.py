@@ -11,10 +11,12 @@ docs/decisions/0007 lists all of it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import sqlite3
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -87,6 +89,17 @@ class RemovalRecord(Record, frozen=True):
     uploads: tuple[str, ...] = ()
 
 
+class RenameRecord(Record, frozen=True):
+    """A rename on the cluster that dirty files have to follow, or that is more than one call:
+    written before it begins, ended with what it changes here. `ino` and `dev` of what is moved."""
+
+    kind = "rename"
+    source: str
+    target: str
+    ino: int
+    dev: int
+
+
 class LitterRecord(Record, frozen=True):
     """A name of our own making on the cluster, to be removed. `id` is the path. An abandoned v1
     upload can write again until its form expires (v1 FACTS §6), hence `until` (epoch seconds).
@@ -146,6 +159,15 @@ class DismissedRecord(Record, frozen=True):
 ENDED = "ended"  # of a row whose id is the name of a spool file that nobody needs any more
 
 
+class _Batch:
+    """Rows of one task that wait for the end of its `together`."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, str]] = []
+        self.gone: list[tuple[str, str]] = []
+        self.then: list[Callable[[], None]] = []
+
+
 class Journal:
     """`load` is crash recovery, `write` is durability; nothing else touches the database."""
 
@@ -172,6 +194,7 @@ class Journal:
             raise
         self._turn = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
+        self._batches: dict[trio.lowlevel.Task, _Batch] = {}
         self._forgotten: list[tuple[str, str]] = []  # notes to end with the next transaction
 
     def _lock_and_open(self, key: str) -> sqlite3.Connection:
@@ -300,7 +323,41 @@ class Journal:
         rows += [
             (ENDED, _FILE_OF[kind].format(name), "") for kind, name in gone if kind in _FILE_OF
         ]
-        gone += self._forgotten
+        batch = self._batches.get(trio.lowlevel.current_task())
+        if batch is not None:
+            ids = {(kind, name) for kind, name, _ in rows} | set(gone)
+            batch.rows = [row for row in batch.rows if row[:2] not in ids] + rows
+            batch.gone += gone
+            return
+        await self._write(rows, gone)
+
+    @contextlib.asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        """What the calling task writes in the block is on the disk at its end, all of it or
+        nothing: nothing in the block may rely on it before."""
+        task, batch = trio.lowlevel.current_task(), _Batch()
+        assert task not in self._batches, "together in together"
+        self._batches[task] = batch
+        try:
+            yield
+        finally:
+            # Also after an error: what was changed in memory must not come back.
+            del self._batches[task]
+            if batch.rows or batch.gone:
+                await self._write(batch.rows, batch.gone)
+            for callback in batch.then:
+                callback()
+
+    def once_durable(self, callback: Callable[[], None]) -> None:
+        """Call it when all that the calling task has written is on the disk."""
+        batch = self._batches.get(trio.lowlevel.current_task())
+        if batch is None:
+            callback()
+        else:
+            batch.then.append(callback)
+
+    async def _write(self, rows: list[tuple[str, str, str]], gone: list[tuple[str, str]]) -> None:
+        gone = [*gone, *self._forgotten]
         self._forgotten = []
         async with self._turn:
             with trio.CancelScope(shield=True):

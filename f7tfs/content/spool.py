@@ -19,9 +19,9 @@ from pathlib import Path
 
 import trio
 
-from f7tfs.content.aside import left_in
+from f7tfs.content.aside import left_in, set_unclosed_aside
 from f7tfs.content.disk import Disk, free_space, start_writeback, sync_directory, write_all
-from f7tfs.content.journal import Journal, Record, UploadRecord
+from f7tfs.content.journal import Journal, Record, RemovalRecord, UploadRecord
 from f7tfs.errors import NoLocalSpace
 from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, RemotePath, is_within, name_of
@@ -85,6 +85,7 @@ class SpoolEntry:
         self.writers = 0  # open handles that may write
         self.openers = 0  # open files (one for all handles of an inode)
         self.unflushed = 0  # bytes written since the disk was last told to begin with them
+        self.replaced: tuple[str, ...] = ()  # tombstones that end with this file's first record
         self.is_moving = False  # a directory above it is being renamed on the cluster
         self.is_running = False  # an attempt is under way or waits for its place
         self.users = 0  # whoever needs the descriptor: handles and transfers
@@ -328,10 +329,15 @@ class Spool:
         if first:
             await self._disk.run(lambda: self._name_for_good(entry.id))
             reached("spool.named")
-        if not entry.is_gone:
-            await self._save_flushed(entry, size)
+        if entry.is_gone:
+            return
+        await self._save_flushed(entry, size)
+
+        def is_known() -> None:
             entry.journaled = max(entry.journaled, generation)
             reached("spool.recorded")
+
+        self._journal.once_durable(is_known)
 
     async def _save_flushed(self, entry: SpoolEntry, size: int) -> None:
         before, entry.flushed_size = entry.flushed_size, size
@@ -370,12 +376,16 @@ class Spool:
     ) -> None:
         """Journal the attempt's present facts (temporary name, ticket, expected fingerprint), and
         `others` with them. The record of an entry that is gone must not come back."""
+        ends = entry.replaced
+        drop = (*drop, *((RemovalRecord, one) for one in ends))
         if entry.is_gone:
             await self._journal.write(*others, drop=drop)
-            return
-        await self._journal.write(*others, entry.record(), drop=drop)
-        if entry.is_gone:  # unlinked meanwhile
-            await self._journal.write(drop=((UploadRecord, entry.id),))
+        else:
+            await self._journal.write(*others, entry.record(), drop=drop)
+            if entry.is_gone:  # unlinked meanwhile
+                await self._journal.write(drop=((UploadRecord, entry.id),))
+        if entry.replaced == ends:
+            entry.replaced = ()
 
     def unlink(self, entry: SpoolEntry) -> None:
         """Forget a dirty file; open handles keep its bytes. The caller drops the record."""
@@ -387,7 +397,12 @@ class Spool:
         self._close_if_unused(entry)
 
     async def drop_record(self, entry: SpoolEntry) -> None:
-        await self._journal.write(drop=((UploadRecord, entry.id),))
+        ends = tuple((RemovalRecord, one) for one in entry.replaced)
+        await self._journal.write(drop=((UploadRecord, entry.id), *ends))
+
+    def leave_when_durable(self, entry: SpoolEntry) -> None:
+        """`leave`, once what was journaled of it is on the disk: a file outlives its record."""
+        self._journal.once_durable(lambda: self.leave(entry))
 
     def use(self, entry: SpoolEntry) -> None:
         entry.users += 1
@@ -453,21 +468,14 @@ class Spool:
                 entry.flushed_size = entry.size
             entry.state = State.HELD if record.held else State.QUEUED
             entry.state = State.STUCK if entry.error else entry.state
+            if entry.path in self._by_path:  # no crash leaves this behind; neither may be lost
+                self._journal.aside.report(f"two dirty files are {entry.path}; both are kept")
+                entry.path = RemotePath(f"{entry.path}.recovered-{entry.id[:8]}")
             self._by_path[entry.path] = entry
             self._by_id[entry.id] = entry
 
         ended = self._journal.ended()
-        for file in self._directory.iterdir():
-            if file.is_dir() or file.name in keep:
-                continue
-            is_empty = file.suffix in {".open", ".cut"} and file.stat().st_size == 0
-            if (file.name in ended or is_empty) and not self._journal.has_strangers:
-                file.unlink()
-                continue
-            aside = self._directory / "unclosed"
-            aside.mkdir(mode=0o700, exist_ok=True)
-            file.rename(aside / file.name)
-            log.warning("a file that was never closed was set aside as %s", aside / file.name)
+        set_unclosed_aside(self._directory, keep, set() if self._journal.has_strangers else ended)
         self._journal.forget_ended(*ended)
 
     async def set_missing_aside(self) -> None:

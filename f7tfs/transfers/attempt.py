@@ -141,7 +141,8 @@ class Attempts:
                 entry.base = there.fingerprint  # a part of it
             return None
         if entry.temporary is not None:
-            await self._workplace.forget_litter(entry.temporary)
+            # On v2 a rename is a link and an unlink: the old name may still be there.
+            await self._workplace.remove_litter(entry.temporary)
         entry.base, entry.expected, entry.in_place = there.fingerprint, None, False
         entry.temporary, entry.ticket, entry.form_sent = None, None, False
         await self._spool.save(entry)

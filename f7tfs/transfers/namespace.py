@@ -18,7 +18,7 @@ from cachetools import TTLCache
 
 from f7tfs.api.port import Cluster, Phase, Route
 from f7tfs.catalog import HIDDEN_PREFIX, Catalog, is_hidden
-from f7tfs.content.journal import Journal, LitterRecord
+from f7tfs.content.journal import Journal, LitterRecord, RenameRecord
 from f7tfs.errors import (
     CrossDevice,
     Exists,
@@ -215,9 +215,17 @@ class Namespace:
         reached("rmdir.unmarked")
         self._catalog.drop(path)
 
-    async def rename(self, source: RemotePath, target: RemotePath, *, replace: bool = True) -> Stat:
+    async def rename(
+        self,
+        source: RemotePath,
+        target: RemotePath,
+        *,
+        replace: bool = True,
+        followers: bool = False,
+    ) -> Stat:
         """rename(2) on top of `mv --force`: never into a directory, never across devices. Returns
-        what is at the target afterwards."""
+        what is at the target afterwards. `followers`: more has to change here then, until
+        `rename_followed`; a daemon that ends in between leaves a RenameRecord."""
         await self.require_name(source)
         await self.require_name(target)
         moved = await self._catalog.stat(source)
@@ -233,7 +241,40 @@ class Namespace:
             device = there.dev if there is not None else await self._device(parent_of(target))
             if device != moved.dev:
                 raise CrossDevice(f"{source} and {target} are on different devices")
-        return await self.rename_checked(source, target, moved, there)
+        by_links = not self._cluster.capabilities.renames and moved.kind is not Kind.DIRECTORY
+        if not followers and not by_links:
+            return await self.rename_checked(source, target, moved, there)
+        record = RenameRecord(id=source, source=source, target=target, ino=moved.ino, dev=moved.dev)
+        await self._journal.write(record)
+        try:
+            after = await self.rename_checked(source, target, moved, there)
+        except F7tfsError as error:
+            if not isinstance(error, OutcomeUnknown):
+                await self.rename_followed(source)
+            raise
+        if not followers:
+            await self.rename_followed(source)
+        return after
+
+    async def rename_followed(self, source: RemotePath) -> None:
+        """What depended on a rename of this name has its own records now."""
+        await self._journal.write(drop=((RenameRecord, source),))
+
+    async def finish_rename(self, record: RenameRecord) -> Stat | None:
+        """What became of a rename during which a daemon ended: the target if it went through, None
+        if nothing happened. Of two links to one file, the old one is removed."""
+        source, target = RemotePath(record.source), RemotePath(record.target)
+        there = await self.find(target)
+        if there is None or (there.ino, there.dev) != (record.ino, record.dev):
+            return None
+        left = await self.find(source)
+        is_link = left is not None and (left.ino, left.dev) == (there.ino, there.dev)
+        if is_link and there.kind is not Kind.DIRECTORY:
+            await self._workplace.remove_own(source)
+            there = await self._catalog.stat(target)
+        self._catalog.forget(source)
+        self._note(target, there)
+        return there
 
     def _require_movable(self, source: RemotePath, target: RemotePath, moved: Stat) -> None:
         """EINVAL before anything is sent, also where only a job could rename and its script would

@@ -47,9 +47,18 @@ class Removals:
         self._wake = trio.Event()
         self._ended = trio.Event()  # replaced whenever a tombstone ends
         self._tries: dict[str, int] = {}
-        self._records: dict[RemotePath, RemovalRecord] = {
-            RemotePath(one.path): one for one in journal.load(RemovalRecord)
-        }
+        self._under_way: RemotePath | None = None  # what is being removed on the cluster
+        self._records: dict[RemotePath, RemovalRecord] = {}
+        self._older: dict[RemotePath, list[str]] = {}  # of names that were buried twice
+        for one in sorted(journal.load(RemovalRecord), key=lambda one: one.sequence):
+            path = RemotePath(one.path)
+            if path in self._records:
+                self._older.setdefault(path, []).append(self._records[path].id)
+            self._records[path] = one
+        for path in list(self._records):
+            entry = spool.at(path)
+            if entry is not None:  # a crash during the unlink of a dirty file: it is still there
+                self.replace(path, entry)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -125,6 +134,24 @@ class Removals:
         if record is None or record.is_directory:
             return None
         await self._end(record)
+        return record.fingerprint
+
+    async def settled(self, path: RemotePath) -> None:
+        """Wait while the cluster is just removing this very name."""
+        while self._under_way == path:
+            async with self._turn:
+                pass
+
+    def replace(self, path: RemotePath, entry: SpoolEntry) -> Fingerprint | None:
+        """As `exhume`, for a file that the journal may not know yet: until it does, the tombstone
+        stays there. Else a crash would bring back what was removed."""
+        record = self._records.get(path)
+        if record is None or record.is_directory:
+            return None
+        del self._records[path]
+        self._tries.pop(record.id, None)
+        entry.replaced = (*entry.replaced, record.id, *self._older.pop(path, ()))
+        self._catalog.forget(path)
         reached("removal.exhumed")
         return record.fingerprint
 
@@ -197,7 +224,7 @@ class Removals:
             now = next((one for one in self._records.values() if one.id == record.id), None)
             if now is None:
                 return
-            path = RemotePath(now.path)
+            path = self._under_way = RemotePath(now.path)
             try:
                 if now.is_directory:
                     await self._namespace.remove_directory(path)
@@ -211,6 +238,8 @@ class Removals:
                 if may_pass(error, self._tries[now.id]):
                     raise
                 log.error("removing %s failed for good: %s; the name is shown again", path, error)
+            finally:
+                self._under_way = None
             await self._end(now)
             reached("removal.ended")
 
@@ -230,7 +259,9 @@ class Removals:
         await self._namespace.remove_file(path, stat)
 
     async def _end(self, record: RemovalRecord) -> None:
-        await self._journal.write(drop=((RemovalRecord, record.id),))
+        older = self._older.pop(RemotePath(record.path), ())
+        drop = tuple((RemovalRecord, one) for one in (record.id, *older))
+        await self._journal.write(drop=drop)
         self._tries.pop(record.id, None)
         if self._records.get(RemotePath(record.path)) is record:
             del self._records[RemotePath(record.path)]

@@ -96,7 +96,7 @@ class Uploads:
     async def discard(self, entry: SpoolEntry) -> None:
         """Forget a dirty file that was unlinked before it was published."""
         entry.version += 1  # an attempt under way publishes nothing
-        journaled = entry.journaled > 0
+        journaled = entry.journaled > 0 or entry.replaced
         self._spool.use(entry)  # its file outlives its record, never the other way round
         try:
             self._spool.unlink(entry)
@@ -105,7 +105,7 @@ class Uploads:
                 await self._spool.drop_record(entry)
                 reached("discard.record-dropped")
         finally:
-            self._spool.leave(entry)
+            self._spool.leave_when_durable(entry)
         if not entry.is_running:  # else the attempt cleans up once its call is over
             self.later(self._attempts.abandon, entry)
 

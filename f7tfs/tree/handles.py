@@ -110,6 +110,13 @@ class Shared:
             self.content = None
         self.attributes = attributes
 
+    def show_mode(self, permissions: int) -> None:
+        """chmod of the clean file: a write through an older handle must not bring the old mode
+        back."""
+        self.permissions = permissions
+        if self.entry is not None:
+            self.entry.permissions = permissions
+
     def use_content(self) -> CacheFile:
         """The version that was opened, arriving or complete; pinned until the last close."""
         content = self.content

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import trio
 
 from f7tfs.catalog import Catalog, is_hidden
+from f7tfs.content.journal import Journal
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
 from f7tfs.errors import (
@@ -58,6 +59,7 @@ class RemoteWing(Wing):
         identity: Identity,
         sniffing: Sniffing,
         checksums: Checksums,
+        journal: Journal,
         *,
         root: RemotePath,
     ) -> None:
@@ -74,8 +76,12 @@ class RemoteWing(Wing):
         self._versions = Versions(catalog, floors)
         self._open: dict[int, Shared] = {}  # by inode number
         self._renaming = Renaming(
-            catalog, namespace, removals, times, floors, workplace, self.is_temporary
+            catalog, namespace, removals, times, floors, workplace, journal, self.is_temporary
         )
+
+    async def resume(self) -> None:
+        """What an earlier daemon began and could not end; before anything is sent."""
+        await self._renaming.resume()
 
     # Where and what.
 
@@ -267,13 +273,15 @@ class RemoteWing(Wing):
             raise Exists(path)
         if isinstance(existing, Attributes):
             return self._looks.of(path, existing)
-        base = await self._removals.exhume(path)
-        await self._clear(path)
+        if not self._removals.hides(path) or self._removals.is_directory(path):
+            await self._clear(path)
+        await self._removals.settled(path)
         entry = self._floors.spool.at(path)
         if entry is None:
             entry = self._floors.spool.new(
-                path, base=base, permissions=permissions & ~caller.umask & 0o7777
+                path, base=None, permissions=permissions & ~caller.umask & 0o7777
             )
+            entry.base = self._removals.replace(path, entry)
             entry.hold = self.is_temporary(path)
             self._floors.spool.enter(entry)
         return self._looks.of_entry(entry)
@@ -438,6 +446,8 @@ class RemoteWing(Wing):
             raise NotPermitted(f"{path} only leads to the file systems of the cluster")
         if changes.permissions is not None:
             await self._namespace.change_mode(path, changes.permissions & 0o7777)
+            if shared is not None:
+                shared.show_mode(changes.permissions & 0o7777)
         attributes = (
             await self._catalog.root_attributes(path) if node.is_root else await self._find(path)
         )

@@ -7,13 +7,16 @@ The entry's turn is held while a name changes meaning, so that no upload publish
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 
 from f7tfs.catalog import Catalog, is_hidden
+from f7tfs.content.journal import Journal, RenameRecord
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
 from f7tfs.errors import (
     Exists,
+    F7tfsError,
     InvalidArgument,
     IsADirectory,
     NotADirectory,
@@ -21,11 +24,13 @@ from f7tfs.errors import (
     NotFound,
 )
 from f7tfs.faultpoints import reached
-from f7tfs.model import Attributes, RemotePath, is_within, name_of
+from f7tfs.model import Attributes, RemotePath, Stat, is_within, name_of
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors
+
+log = logging.getLogger("f7tfs.tree")
 
 
 class Renaming:
@@ -37,6 +42,7 @@ class Renaming:
         times: Times,
         floors: Floors,
         workplace: Workplace,
+        journal: Journal,
         is_temporary: Callable[[RemotePath], bool],
     ) -> None:
         self._catalog = catalog
@@ -45,6 +51,7 @@ class Renaming:
         self._times = times
         self._floors = floors
         self._workplace = workplace
+        self._journal = journal
         self._is_temporary = is_temporary
 
     async def unlink(self, path: RemotePath) -> None:
@@ -114,7 +121,8 @@ class Renaming:
             if replaced is not None and not replace:
                 raise Exists(target)
             if moved is not None and moved.base is None:
-                await self._rename_local(moved, target, replaced, replace=replace)
+                async with self._journal.together():
+                    await self._rename_local(moved, target, replaced, replace=replace)
             else:
                 await self._rename_remote(source, target, replaced, replace=replace)
 
@@ -133,7 +141,8 @@ class Renaming:
             raise IsADirectory(target)
         if there is not None and not replace:
             raise Exists(target)
-        buried = await self._removals.exhume(target)
+        await self._removals.settled(target)
+        buried = self._removals.replace(target, moved)
         base = there.fingerprint if there is not None else buried
         if replaced is not None:
             base = replaced.base
@@ -142,9 +151,9 @@ class Renaming:
         self._floors.spool.retarget(moved, target)
         moved.hold = self._is_temporary(target)
         self._floors.cache.forget(target)
-        if moved.state is not State.OPEN or moved.journaled:
+        if moved.state is not State.OPEN or moved.journaled or replaced is not None:
             await self._floors.spool.commit(moved)
-            reached("rename.recorded")
+            self._journal.once_durable(lambda: reached("rename.recorded"))
         self._floors.uploads.renamed(moved)
 
     async def _rename_remote(
@@ -164,18 +173,31 @@ class Renaming:
         if replaced is not None and is_directory:
             raise NotADirectory(target)
         below = spool.within(source)
+        followers = bool(below) or replaced is not None
         for entry in below:
             entry.is_moving = True
         try:
             async with self._removals.steady():
-                after = await self._namespace.rename(source, target, replace=replace)
+                after = await self._namespace.rename(
+                    source, target, replace=replace, followers=followers
+                )
                 reached("rename.moved")
-                await self._removals.exhume(target)  # what was buried there has been replaced
-                await self._removals.retarget(source, target)
+                async with self._journal.together():
+                    await self._follow(source, target, replaced, after)
+                    if followers:
+                        await self._namespace.rename_followed(source)
         finally:
             for entry in below:
                 entry.is_moving = False
             uploads.hurry(())  # what became due meanwhile
+
+    async def _follow(
+        self, source: RemotePath, target: RemotePath, replaced: SpoolEntry | None, after: Stat
+    ) -> None:
+        """The cluster has renamed it: everything here that is known by the old name."""
+        spool, uploads = self._floors.spool, self._floors.uploads
+        await self._removals.exhume(target)  # what was buried there has been replaced
+        await self._removals.retarget(source, target)
         if replaced is not None:
             await uploads.discard(replaced)
         for entry in spool.within(source):
@@ -189,13 +211,29 @@ class Renaming:
             spool.retarget(entry, RemotePath(target + entry.path[len(source) :]))
             if entry.path == target:
                 entry.hold = self._is_temporary(target)
-            if entry.journaled:
+            if entry.journaled or entry.replaced:
                 await spool.commit(entry)
-                reached("rename.recorded")
+                self._journal.once_durable(lambda: reached("rename.recorded"))
             uploads.renamed(entry)
         self._floors.cache.rename(source, target)
         self._floors.cache.touch(target, after.fingerprint)
         await self._times.rename(source, target)
+
+    async def resume(self) -> None:
+        """Renames during which an earlier daemon ended: what went through on the cluster goes
+        through here. Before any upload."""
+        for record in self._journal.load(RenameRecord):
+            source, target = RemotePath(record.source), RemotePath(record.target)
+            try:
+                after = await self._namespace.finish_rename(record)
+            except F7tfsError as error:
+                log.warning("it is not known whether %s was renamed: %s", source, error)
+                continue
+            async with self._journal.together():
+                if after is not None:
+                    log.info("%s was renamed to %s when a daemon ended", source, target)
+                    await self._follow(source, target, self._floors.spool.at(target), after)
+                await self._namespace.rename_followed(source)
 
     async def _remote(self, path: RemotePath) -> Attributes | None:
         if self._removals.hides(path) or is_hidden(name_of(path)):
