@@ -24,6 +24,7 @@ from mounting import CALL_DEADLINE, RENAME_NOREPLACE, Mount, renameat2
 from f7tfs import mount as f7tfs_mount
 from f7tfs.config import Config
 from f7tfs.errors import F7tfsError, NotFound, errno_of
+from f7tfs.model import Kind
 from f7tfs.tree.nodes import ROOT_INODE, Node
 from f7tfs.tree.wing import Caller, Changes, Look
 
@@ -453,7 +454,9 @@ class TreeDoor(Door):
                         raise
                     yield parent, name, None, None
                     return
-                counted.append(here.ino)
+                if look.kind is not Kind.DIRECTORY:
+                    # A directory is kept, as the kernel keeps those of files that are open.
+                    counted.append(here.ino)
                 if stat_module.S_ISLNK(look.kind.format_bits) and (follow or not last):
                     target = await tree.readlink(here.ino)
                     if target.startswith("/"):
