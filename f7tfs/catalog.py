@@ -30,6 +30,7 @@ from f7tfs.zone import ClusterZone
 log = logging.getLogger("f7tfs.catalog")
 # Exclusive creations in one directory: this many within so many seconds are a tool that copies.
 FEW, SPAN = 4, 5.0
+MADE = 30.0  # seconds for which a directory that this mount made holds only what it put there
 SECOND = 1.0  # how old a listing may be then; a new file waits longer before others can see it
 SMALL = 2000  # entries of a directory that is listed rather than asked for one name
 JOINING = 2.0  # seconds that an asker waits for a recursive listing that will bring the answer
@@ -141,11 +142,13 @@ class Catalog:
         burst = self._exclusive.setdefault(directory, TTLCache(FEW, SPAN, trio.current_time))
         is_burst = len(burst) == FEW
         burst[path] = None
-        age = trio.current_time() - known.asked if known is not None else float("inf")
-        if known is not None and is_burst and age >= SECOND and len(known.entries) <= SMALL:
-            known, age = await self._once_more(directory), 0.0
-        trusted = SPAN if known is not None and known.is_made_here else SECOND * is_burst
-        if known is None or age >= trusted or name_of(path) in known.unproven:
+        age = trio.current_time() - known.asked if known is not None else 0.0
+        if known is not None and not (known.is_made_here and age < MADE):
+            if not is_burst or len(known.entries) > SMALL:
+                known = None
+            elif age >= SECOND:
+                known = await self._once_more(directory)
+        if known is None or name_of(path) in known.unproven:
             try:
                 return attributes_of(await self.stat(path))
             except NotFound:

@@ -4,6 +4,7 @@ goes by itself, harms nobody else's file, and is never lost on the way."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,17 @@ from waits import wait_until
 pytestmark = pytest.mark.simulator
 
 COUNT = 12
+
+
+@pytest.fixture
+def door(door_with: Callable[..., Door]) -> Door:
+    """Nothing leaves before the test asks for it, however slow this machine is."""
+    return door_with(writeback_delay=60)
+
+
+@pytest.fixture
+def quick(door_with: Callable[..., Door]) -> Door:
+    return door_with(writeback_delay=0.3)
 
 
 def endpoint(simulator: Simulator, verb: str) -> str:
@@ -199,37 +211,37 @@ def test_one_directory_that_cannot_be_written(door: Door, far: Any) -> None:
 
 
 def test_written_again_while_the_archive_travels(
-    door: Door, far: Any, simulator: Simulator
+    quick: Door, far: Any, simulator: Simulator
 ) -> None:
     files = contents(5)
-    put_all(door, files)
+    put_all(quick, files)
     held = disturb(simulator, "POST extract", {"delay": 0.7})
     wait_until(lambda: simulator.fired()[held], "the extraction")
-    with door.open("file-02", os.O_WRONLY) as file:
+    with quick.open("file-02", os.O_WRONLY) as file:
         file.write(b"newer", 0)
         file.truncate(5)
-    door.sync()
+    quick.sync()
     files["file-02"] = b"newer"
     arrived(far, files)
-    assert door.read("file-02") == b"newer"
+    assert quick.read("file-02") == b"newer"
 
 
 def test_unlinked_and_renamed_while_the_archive_travels(
-    door: Door, far: Any, simulator: Simulator
+    quick: Door, far: Any, simulator: Simulator
 ) -> None:
     files = contents(5)
-    put_all(door, files)
+    put_all(quick, files)
     held = disturb(simulator, "POST extract", {"delay": 0.7})
     wait_until(lambda: simulator.fired()[held], "the extraction")
-    door.unlink("file-01")
-    door.rename("file-02", "other")
-    door.chmod("file-03", 0o700)
-    door.sync()
+    quick.unlink("file-01")
+    quick.rename("file-02", "other")
+    quick.chmod("file-03", 0o700)
+    quick.sync()
     del files["file-01"]
     files["other"] = files.pop("file-02")
     arrived(far, files)
     assert far.mode("file-03") == 0o700
-    assert sorted(door.listdir()) == sorted(files)
+    assert sorted(quick.listdir()) == sorted(files)
 
 
 def test_new_directories_and_deep_trees(door: Door, far: Any, simulator: Simulator) -> None:

@@ -89,7 +89,6 @@ class Namespace:
     async def make_directory(self, path: RemotePath, permissions: int) -> Attributes:
         await self.require_name(path)
         asked = trio.current_time()
-        is_new = True
         try:
             await self._cluster.make_directory(path)
         except Exists:
@@ -98,32 +97,29 @@ class Namespace:
             await self._cluster.make_directory(path)
         except OutcomeUnknown:
             found = await self.find(path)
-            if found is None or found.kind is not Kind.DIRECTORY:
-                await self._cluster.make_directory(path)
-            else:
-                is_new = False  # or somebody else's, with something in it
+            if found is not None and found.kind is Kind.DIRECTORY:
+                # Ours, it seems; or somebody else's, with something in it.
+                if found.mode & 0o777 != permissions & 0o777:
+                    await self._cluster.change_mode(path, permissions | found.mode & 0o7000)
+                return self._note(path, await self._catalog.stat(path))
+            await self._cluster.make_directory(path)
         made = await self._as_made(path, permissions)
-        if is_new:
-            self._catalog.made(path, made, asked)
-        else:
-            self._catalog.put(path, made)
+        self._catalog.made(path, made, asked)
         return made
 
     async def _as_made(self, path: RemotePath, permissions: int) -> Attributes:
         """A directory that was just made, with these permissions. What is made in one directory
         gets the same owner, group and mode (by umask, set-group-id bit, default ACL), so one stat
         tells it of all that is made there within a while."""
-        sample = self._as_made_in.get(parent_of(path))
-        if sample is not None and sample.permissions & 0o777 == permissions & 0o777:
-            return msgspec.structs.replace(sample, mtime=int(time.time()))
-        stat = await self._catalog.stat(path)
-        unchanged = self._catalog.attributes_of(stat)
-        self._as_made_in[parent_of(path)] = msgspec.structs.replace(unchanged, ino=None, ctime=None)
-        if stat.mode & 0o777 == permissions & 0o777:
-            return unchanged
-        inherited = stat.mode & 0o7000  # the parent's set-group-id bit
-        await self._cluster.change_mode(path, permissions | inherited)
-        return self._catalog.attributes_of(await self._catalog.stat(path))
+        made = self._as_made_in.get(parent_of(path))
+        if made is None:
+            made = self._catalog.attributes_of(await self._catalog.stat(path))
+            made = msgspec.structs.replace(made, ino=None, ctime=None)
+            self._as_made_in[parent_of(path)] = made
+        wanted = permissions & 0o777 | made.permissions & 0o7000  # the parent's set-group-id bit
+        if made.permissions != wanted:
+            await self._cluster.change_mode(path, wanted)
+        return msgspec.structs.replace(made, permissions=wanted, mtime=int(time.time()))
 
     async def symlink(self, target: str, link: RemotePath) -> Attributes:
         """An existing directory as link path would take the link inside it (v1 FACTS §4)."""
@@ -158,7 +154,11 @@ class Namespace:
             # v1 takes its own words for an error where the name speaks of one (FACTS §2).
             if (await self._catalog.stat(path)).mode & 0o7777 != permissions:
                 raise
-        self._note(path, await self._catalog.stat(path))
+        known = self._catalog.peek(path)
+        if known is not None and known.kind is Kind.DIRECTORY:  # its ctime is of no interest
+            self._catalog.put(path, msgspec.structs.replace(known, permissions=permissions))
+        else:
+            self._note(path, await self._catalog.stat(path))
 
     async def remove_file(self, path: RemotePath, expected: Stat | None = None) -> None:
         """unlink(2) of anything but a directory. `expected`: what the user saw; something else at

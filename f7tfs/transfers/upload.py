@@ -33,6 +33,7 @@ log = logging.getLogger("f7tfs.upload")
 LONGEST_PAUSE = 60.0
 LONGEST_DELAYS = 10
 ARCHIVES = 2  # at once
+AGAIN = 1.0  # seconds until what an archive did not bring is in the next one
 BURST = 0.02  # seconds
 UNCLASSIFIED_TRIES = 10
 CANCELLED_TRIES = 3
@@ -285,8 +286,8 @@ class Uploads:
         finally:
             self._archives -= 1
             for entry in entries:
-                if entry.state is State.UPLOADING:  # not in the archive, or written to meanwhile
-                    self._requeue(entry, 0.0 if entry.is_alone else self._delay)
+                if entry.state is State.UPLOADING:  # it did not arrive, or its turn was taken
+                    self._requeue(entry, 0.0 if entry.is_alone else AGAIN)
                 self._end(entry)
 
     def _end(self, entry: SpoolEntry) -> None:
