@@ -169,6 +169,10 @@ class Simulator:
         """How many bytes staged uploads may still write on the cluster; None: all they like."""
         self._control("POST", "room", {"left": left, "words": words})
 
+    def arrived(self, bucket: str, key: str, size: int) -> None:
+        """An object is at the web server that forms lead to."""
+        self._control("POST", "objects", {"bucket": bucket, "key": key, "size": size})
+
     def hold_staging(self, held: bool) -> None:
         """While it is held, v1's downloads stay at 116."""
         self._control("POST", "staging", {"hold": held})

@@ -359,6 +359,18 @@ def test_links_may_lead_to_another_server(tmp_path: Path) -> None:
         assert [f.name for f in (state / "served").rglob("*") if f.is_file()] == ["file"]
 
 
+def test_forms_may_lead_to_another_server() -> None:
+    """For measuring: it tells what arrived there, and the sweep takes that for an object."""
+    elsewhere = "http://127.0.0.1:9"
+    with running_simulator(form_origin=elsewhere) as sim:
+        ident, form = offer(sim, str(sim.home / "upload"))
+        assert form["url"] == f"{elsewhere}/s3/{sim.user}"
+        sim.arrived(sim.user, form["data"]["key"], 1234)
+        sim.sweep()
+        sim.wait_task(ident, "114")
+        assert (sim.home / "upload").read_bytes() == bytes(1234)
+
+
 def test_staging_is_held(sim: Simulator) -> None:
     path = put(sim, "held", b"x")
     sim.hold_staging(True)

@@ -1,5 +1,4 @@
-"""A request with bytes of a file, to the object store: inside the kernel where that can be
-(docs/decisions/0012 has the figures).
+"""A request with bytes of a file, to the object store (docs/decisions/0012 has the figures).
 
 A store may answer before it has the whole body, to refuse it: whoever only sends would wait for
 room, or lose the answer with the connection. So it is listened to all the while.
@@ -8,23 +7,18 @@ room, or lose the answer with the connection. So it is listened to all the while
 from __future__ import annotations
 
 import base64
-import errno
 import http.client
 import io
 import os
 import select
 import socket
 import ssl
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from f7tfs.api.mover_order import ERROR_TEXT, PIECE, Order, Outcome, Refused, target_of
 
+CHUNK = 512 << 10  # bytes that are read and sent at once: they stay in the processor's cache
 WORD = 4 << 20  # bytes between two words about progress
-_UNABLE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # sendfile(2) of this file
-
-Push = Callable[[int, int], int]
-"""Hands up to so many bytes of the file, from an offset on, to the socket; how many it took."""
 
 
 class Body(Order):
@@ -42,7 +36,8 @@ class Body(Order):
         self._length: int = request["length"]
         self._heard = b""  # what the store said while it was still being sent to,
         self._is_answered = False  # and whether that is an answer
-        self._is_copying = False
+        self._buffer = memoryview(bytearray(CHUNK))
+        self._unsent = self._buffer[:0]  # what the socket did not take yet
 
     def _carry(self) -> Outcome:
         connection, _ = self._connected(self._link)
@@ -78,19 +73,19 @@ class Body(Order):
         connection.endheaders(self._head or None)
         sock = connection.sock
         sock.settimeout(0)
-        self._pour(sock, self._sendfile if type(sock) is socket.socket else self._copy)
+        self._pour(sock)
         sock.settimeout(self._timeout)
         if self._tail and not self._is_answered:
             sock.sendall(self._tail)
 
-    def _pour(self, sock: socket.socket, push: Push) -> None:
+    def _pour(self, sock: socket.socket) -> None:
         """The file's bytes, until all are handed over or the store has begun to answer."""
         ready = select.poll()
         done = said = looked = 0
         while done < self._length:
             wanted = 0
             try:
-                done += push(self._start + done, min(PIECE, self._length - done))
+                done += self._push(sock, self._start + done, min(CHUNK, self._length - done))
             except ssl.SSLWantReadError:
                 wanted = select.POLLIN
             except (BlockingIOError, ssl.SSLWantWriteError):
@@ -109,39 +104,19 @@ class Body(Order):
                 return
         self._say({"id": self.id, "at": done})
 
-    def _sendfile(self, offset: int, count: int) -> int:
-        """Inside the kernel: no byte is copied."""
-        assert self._sock is not None
-        if self._is_copying:
-            return self._copy(offset, count)
-        try:
-            sent = os.sendfile(self._sock.fileno(), self._fd, offset, count)
-        except OSError as error:
-            if error.errno == errno.EIO:
-                raise Refused("unreadable", "the file to be sent cannot be read") from None
-            if error.errno not in _UNABLE:
-                raise
-            self._is_copying = True
-            return self._copy(offset, count)
-        return sent or self._ended(offset)
-
-    def _copy(self, offset: int, count: int) -> int:
-        """Through memory: TLS."""
-        assert self._sock is not None
-        try:
-            data = os.pread(self._fd, count, offset)
-        except OSError:
-            raise Refused("unreadable", "the file to be sent cannot be read") from None
-        if not data:
-            self._ended(offset)
-        view, sent = memoryview(data), 0
-        while sent < len(view):  # TLS takes a record at a time
+    def _push(self, sock: socket.socket, offset: int, count: int) -> int:
+        """Hand bytes of the file to the socket; how many it took. Not by sendfile(2): that is half
+        the work here, but a store on the same machine then reads pages that no cache holds."""
+        if not self._unsent:
             try:
-                sent += self._sock.send(view[sent:])
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                if not sent:
-                    raise
-                break
+                length = os.preadv(self._fd, [self._buffer[:count]], offset)
+            except OSError:
+                raise Refused("unreadable", "the file to be sent cannot be read") from None
+            if length == 0:
+                self._ended(offset)
+            self._unsent = self._buffer[:length]
+        sent = sock.send(self._unsent)  # TLS takes a record at a time
+        self._unsent = self._unsent[sent:]
         return sent
 
     def _ended(self, offset: int) -> NoReturn:

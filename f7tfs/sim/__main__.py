@@ -29,6 +29,7 @@ def parse(arguments: list[str] | None = None) -> SimOptions:
         help="GET links lead to this web server, which serves STATE/served as /s3 "
         "(for measuring: it checks no signatures, counts nothing, knows no faults)",
     )
+    add("--form-origin", metavar="URL", help="v1's forms lead to this web server, for measuring")
     add("--server-version", metavar="X.Y.Z")
     for name, words in (
         ("latency", "added to each API call"),

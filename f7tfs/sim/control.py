@@ -14,6 +14,8 @@
 - POST /_sim/uplink: JSON {"rate": bytes per second, null for no limit}: what clients can send
 - POST /_sim/room: JSON {"left": bytes, null for no limit, "words": "Disk quota exceeded"}: what
   staged uploads may still write on the cluster
+- POST /_sim/objects: JSON {"bucket", "key", "size"}: such an object has arrived at the web server
+  that forms lead to (--form-origin); its bytes are taken for zeros
 - POST /_sim/token: JSON {"user", "lifetime", "scope"}, any of them; mints any token
 - POST, GET, DELETE /_sim/faults: see f7tfs.sim.faults; DELETE also allows hard links again
 - with v2: POST /_sim/system, GET and DELETE /_sim/injections, see f7tfs.sim.v2.status
@@ -72,6 +74,7 @@ class Control:
             Route("/_sim/links", self._links, methods=["POST"]),
             Route("/_sim/uplink", self._uplink, methods=["POST"]),
             Route("/_sim/room", self._make_room, methods=["POST"]),
+            Route("/_sim/objects", self._object, methods=["POST"]),
             Route("/_sim/token", self._token, methods=["POST"]),
             Route("/_sim/faults", self._add_faults, methods=["POST"]),
             Route("/_sim/faults", self._faults, methods=["GET"]),
@@ -145,6 +148,11 @@ class Control:
         wish = await request.json()
         self._room.left = wish["left"]
         self._room.words = wish.get("words", "Disk quota exceeded")
+        return reply({})
+
+    async def _object(self, request: Request) -> Response:
+        wish = await request.json()
+        self._store.adopt_hole(wish["bucket"], wish["key"], int(wish["size"]))
         return reply({})
 
     async def _token(self, request: Request) -> Response:

@@ -48,15 +48,22 @@ class Stored:
 
 class ObjectStore:
     def __init__(
-        self, folder: Path, base: str, expiry: float, served: tuple[Path, str] | None = None
+        self,
+        folder: Path,
+        base: str,
+        expiry: float,
+        *,
+        served: tuple[Path, str] | None = None,
+        forms: str | None = None,
     ) -> None:
         """`base`: the store's address up to the bucket, e.g. http://127.0.0.1:80/s3. `served`: a
         folder that gets every object as BUCKET/KEY, and the origin of the web server that GET
-        links lead to instead."""
+        links lead to instead. `forms`: the origin of the one that forms lead to."""
         folder.mkdir(mode=0o700, exist_ok=True)
         self._served = served
         self._folder = folder
         self._origin = "{0.scheme}://{0.netloc}".format(urlsplit(base))
+        self._forms = forms or self._origin
         self._host = urlsplit(base).netloc
         self._prefix = urlsplit(base).path
         self._signer = Signer(expiry)
@@ -66,7 +73,7 @@ class ObjectStore:
     # -- what the storage service does with it
 
     def form(self, bucket: str, key: str) -> tuple[str, dict[str, str]]:
-        return f"{self._origin}{self._prefix}/{bucket}", self._signer.form(bucket, key)
+        return f"{self._forms}{self._prefix}/{bucket}", self._signer.form(bucket, key)
 
     def link(
         self, bucket: str, key: str, method: str = "GET", extra: Mapping[str, str] | None = None
@@ -113,6 +120,12 @@ class ObjectStore:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.hardlink_to(path)
         return stored
+
+    def adopt_hole(self, bucket: str, key: str, size: int) -> Stored:
+        """An object that another server took in for this one: its size, not its bytes."""
+        with self.blank() as file:
+            file.truncate(size)
+            return self.adopt(bucket, key, file)
 
     def delete(self, bucket: str, key: str) -> None:
         stored = self._objects.pop((bucket, key), None)

@@ -42,6 +42,9 @@ class SimOptions:
     link_origin: str | None = None
     """http://HOST:PORT of a web server that answers the GET links instead of the simulator: it
     serves `state`/served at /s3. Signatures, expiry, faults and counters do not exist there."""
+    form_origin: str | None = None
+    """http://HOST:PORT of a web server that v1's forms lead to instead of the simulator; it says
+    what arrived by POST /_sim/objects."""
     token_lifetime: float = 300.0
     client_secret: str | None = None
     """Of all clients, so that a server that is started again knows them; None = a new one."""

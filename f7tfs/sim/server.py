@@ -115,6 +115,7 @@ class Site:
             f"{self._url}/s3",
             options.object_store_expiry,
             served=(state / "served", options.link_origin) if options.link_origin else None,
+            forms=options.form_origin,
         )
         storage = Storage(cluster, tokens, book, store, self.spawn)
         self.scheduler = Scheduler(cluster, state / "spool", self.spawn)

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 
-from bench import memory, names, ranges, small, stuck, warm
+from bench import memory, names, ranges, small, stuck, warm, writing
 from bench.figures import Figure, Row
 
 ROWS = (
@@ -21,6 +21,12 @@ ROWS = (
     Row("remount", "1 GiB again after a remount, 1 MiB reads, against the local disk",
         warm.remount_row),
     Row("memory", "resident memory while a 10 GiB file is read", memory.memory_row),
+    Row("copy-in", "cp of 1 GiB into the mount until close returns, against cp and fsync",
+        writing.copy_in_row),
+    Row("drain", "that 1 GiB through the staging area, against curl -F of the same form",
+        writing.drain_row),
+    Row("write-memory", "resident memory while 10 GiB are written and drained",
+        writing.memory_row),
     Row("walk", "ls -lR of 200 directories with 50 files each, cold, v1", names.walk_row),
     Row("sniff", "gio list of content types of 200 large files without extension",
         names.sniff_row),
@@ -33,7 +39,9 @@ ROWS = (
 
 def main() -> int:
     known = {row.name: row for row in ROWS}
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="What reading costs.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="What reading and writing cost."
+    )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="only these rows")
     parser.add_argument("--list", action="store_true", help="the rows, without running them")
     parser.add_argument(

@@ -113,7 +113,15 @@ def rig_with_web_server() -> Iterator[Rig]:
 
 @contextlib.contextmanager
 def web_server(folder: Path, served: Path) -> Iterator[str]:
-    """nginx on a free port of loopback, with everything of its own in `folder`; its origin."""
+    """nginx that serves a folder as /s3/; its origin."""
+    with nginx(folder, f"location /s3/ {{ alias {served}/; }}") as origin:
+        yield origin
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, locations: str, more: str = "") -> Iterator[str]:
+    """nginx on a free port of loopback, with everything of its own in `folder`; its origin.
+    `more`: what else is to be in its http block."""
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         raise RuntimeError("there is no nginx: ./scripts/setup bench installs it")
@@ -129,10 +137,10 @@ def web_server(folder: Path, served: Path) -> Iterator[str]:
         f"{'user root;' if os.getuid() == 0 else ''}\n"
         f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error;\n"
         "events { worker_connections 256; }\n"
-        "http {\n    access_log off; default_type binary/octet-stream;\n"
+        "http {\n    access_log off; client_max_body_size 0; default_type binary/octet-stream;\n"
         "    sendfile on; sendfile_max_chunk 2m; tcp_nopush on; keepalive_requests 100000;\n"
         f"{temporary}"
-        f"    server {{ listen 127.0.0.1:{port}; location /s3/ {{ alias {served}/; }} }}\n}}\n"
+        f"    {more}\n    server {{ listen 127.0.0.1:{port}; {locations} }}\n}}\n"
     )
     process = subprocess.Popen(
         [program, "-c", str(config), "-e", str(folder / "error")],
