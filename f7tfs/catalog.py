@@ -10,6 +10,7 @@ comes back after it. Who walks a tree is served ahead (`walks`, `flights`).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -22,7 +23,7 @@ from f7tfs.flights import Flights
 from f7tfs.listings import HIDDEN_PREFIX as HIDDEN_PREFIX
 from f7tfs.listings import Listing, attributes_of
 from f7tfs.listings import is_hidden as is_hidden
-from f7tfs.model import Attributes, Identity, RemotePath, Stat, name_of, parent_of
+from f7tfs.model import Attributes, Fingerprint, Identity, RemotePath, Stat, name_of, parent_of
 from f7tfs.walks import Walks
 from f7tfs.waypoints import Waypoints
 from f7tfs.zone import ClusterZone
@@ -33,6 +34,7 @@ FEW, SPAN = 4, 5.0
 MADE = 30.0  # seconds for which a directory that this mount made holds only what it put there
 SECOND = 1.0  # how old a listing may be then; a new file waits longer before others can see it
 SMALL = 2000  # entries of a directory that is listed rather than asked for one name
+AT_REST = 10.0  # seconds without a change when it was listed; the two clocks may differ a little
 JOINING = 2.0  # seconds that an asker waits for a recursive listing that will bring the answer
 
 
@@ -266,6 +268,20 @@ class Catalog:
             and trio.current_time() - listing.asked < self._ttl
         )
 
+    def tells_surely(self, path: RemotePath, listed: Fingerprint) -> bool:
+        """Whether size and time that a listing told of a file are as good as a stat's: the clock
+        is understood, and the file was at rest."""
+        listing = self._listings.get(parent_of(path))
+        wall_clock = listing.raw.get(name_of(path)) if listing is not None else None
+        return (
+            listing is not None
+            and wall_clock is not None
+            and self._zone.is_known
+            and self._zone.doubtful([wall_clock]) is None
+            and self._zone.epoch(wall_clock) == listed.mtime
+            and time.time() - (trio.current_time() - listing.asked) - listed.mtime > AT_REST
+        )
+
     def attributes_of(self, stat: Stat, *, target: str | None = None) -> Attributes:
         return attributes_of(stat, target=target)
 
@@ -295,15 +311,11 @@ class Catalog:
     def forget_all(self) -> None:
         self._flights.forget_tree(RemotePath("/"))
 
-    def rename(self, source: RemotePath, target: RemotePath) -> None:
-        """The name moved on the cluster, with everything below it."""
-        moved = self.peek(source)
+    def rename(self, source: RemotePath, target: RemotePath, now: Attributes) -> None:
+        """The name moved on the cluster, with everything below it; `now` is at the target."""
         self.drop(source)
         self.forget_tree(target)
-        if moved is not None:
-            self._change(target, moved)
-        else:
-            self.forget(target)
+        self._change(target, now)
 
     def _change(self, path: RemotePath, attributes: Attributes | None) -> None:
         directory, name = parent_of(path), name_of(path)

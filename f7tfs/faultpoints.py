@@ -57,6 +57,8 @@ POINTS = {
     "rename.linked": "the new name is linked, the old one is not removed",
     "rename.moved": "renamed on the cluster, the dirty files below are not retargeted",
     "rename.recorded": "a dirty file's new name is in the journal",
+    "alias.journaled": "a backup's name is in the journal, the cluster has the old one",
+    "alias.renamed": "the cluster has the backup, the journal does not know",
     "rmdir.marker-journaled": "the name of the mark is in the journal",
     "rmdir.marked": "the mark stands in the directory's place",
     "rmdir.unmarked": "it is removed",

@@ -96,7 +96,8 @@ class Listed(msgspec.Struct, frozen=True):
 
 
 class Stat(msgspec.Struct, frozen=True):
-    """What the cluster's stat(2) says; times are epoch seconds, UTC."""
+    """What the cluster's stat(2) says; times are epoch seconds, UTC. `ctime` is None where a change
+    of ours moved it since."""
 
     mode: int  # st_mode with the type
     ino: int
@@ -107,7 +108,7 @@ class Stat(msgspec.Struct, frozen=True):
     size: int
     atime: int
     mtime: int
-    ctime: int
+    ctime: int | None
 
     @property
     def kind(self) -> Kind:

@@ -50,6 +50,7 @@ from f7tfs.jobs.wing import JobsWing
 from f7tfs.model import Identity, Kind, RemotePath, Stat, join, remote_path
 from f7tfs.operations import Door, Operations
 from f7tfs.service import recent_lines, sd_notify
+from f7tfs.transfers.aliases import Aliases
 from f7tfs.transfers.attempt import Attempts
 from f7tfs.transfers.bulk import Bulk
 from f7tfs.transfers.checksums import Checksums
@@ -325,11 +326,21 @@ async def _assemble(
         parallel=config.parallel_transfers,
         stage_limit=config.stage_limit,
     )
+    aliases = Aliases(
+        namespace,
+        spool,
+        cache,
+        times,
+        journal,
+        cluster.breaker,
+        hostname=config.hostname,
+    )
     attempts = Attempts(
         cluster,
         storage,
         catalog,
         namespace,
+        aliases,
         workplace,
         spool,
         journal,
@@ -351,7 +362,7 @@ async def _assemble(
         delay=config.writeback_delay,
         hold=config.temp_hold,
     )
-    removals = Removals(namespace, catalog, spool, uploads, journal, cluster.breaker)
+    removals = Removals(namespace, aliases, catalog, spool, uploads, journal, cluster.breaker)
     submissions = Submissions(
         cluster,
         Drops(journal, spool.directory, disk),
@@ -376,6 +387,7 @@ async def _assemble(
         catalog,
         namespace,
         removals,
+        aliases,
         workplace,
         times,
         floors,
@@ -409,7 +421,7 @@ async def _assemble(
         root=root,
     )
     overlays: dict[str, Wing] = {}
-    work = [cluster.breaker.watch, uploads.run, removals.run]
+    work = [cluster.breaker.watch, uploads.run, removals.run, aliases.run]
     if config.jobs.enabled:
         board = JobBoard(
             cluster,

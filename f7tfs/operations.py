@@ -204,8 +204,8 @@ class Operations(pyfuse3.Operations):
         if not stat_module.S_ISREG(mode):
             raise NotPermitted("only regular files, directories and symlinks")
         node, look, handle = await self._tree.create(
-            parent_inode, _text(name), stat_module.S_IMODE(mode), os.O_WRONLY | os.O_EXCL,
-            _caller(ctx),
+            parent_inode, _text(name), stat_module.S_IMODE(mode),
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL, _caller(ctx),
         )  # fmt: skip
         await self._tree.release(handle)
         return self._attributes(node, look)

@@ -507,7 +507,9 @@ def test_own_changes_while_it_flies(v1: Simulator, home: Path) -> None:
             catalog.put(of(home / "d006/new"), made)
             catalog.drop(of(home / "d007/f00"))
             catalog.drop(of(home / "d008"))
-            catalog.rename(of(home / "d009"), of(home / "moved"))
+            moved = catalog.peek(of(home / "d009"))
+            assert moved is not None
+            catalog.rename(of(home / "d009"), of(home / "moved"), moved)
             (home / "d010" / "f00").unlink()  # somebody says that this may be wrong
             catalog.forget(of(home / "d010/f00"))
         v1.reset_calls()

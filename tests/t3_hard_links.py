@@ -204,3 +204,23 @@ def test_what_worked_once_is_proven(door: Door, far: Any, simulator: Simulator) 
     assert tries(first) == tries(second) == 1
     assert first["rm"] == second["rm"] + 1, "the trial's own name"
     assert far.names() == {"b", "d"} and far.read("b") == b"a" and far.read("d") == b"c"
+
+
+def test_a_dirty_link_that_is_refused_later(door: Door, far: Any, simulator: Simulator) -> None:
+    """Metadata: link(2) of a dirty file has already said yes: the name gets a copy of the content,
+    and the next link on this device is refused at once."""
+    door.announce("goes as a file of its own")
+    simulator.refuse_links("EPERM")
+    door.write("one", b"content")
+    door.link("one", "two")
+    assert door.stat("two").nlink == 2
+    door.sync()
+    assert far.names() == {"one", "two"}
+    assert far.read("one") == far.read("two") == b"content"
+    assert far.stat("one").st_ino != far.stat("two").st_ino
+    assert door.stat("one").ino != door.stat("two").ino
+    door.append("two", b"!")
+    door.sync()
+    assert (far.read("one"), far.read("two")) == (b"content", b"content!")
+    door.write("three", b"x")
+    refused(errno.EPERM, door.link, "three", "four")

@@ -26,7 +26,7 @@ import trio
 from f7tfs.content.aside import Aside
 from f7tfs.content.disk import sync_directory
 from f7tfs.errors import Busy, JournalDamaged, NoLocalSpace, NotUsable
-from f7tfs.model import Fingerprint, Job
+from f7tfs.model import Attributes, Fingerprint, Job
 
 log = logging.getLogger("f7tfs.journal")
 VERSION = 1  # one more whenever an older f7tfs would misread the records: it refuses then
@@ -55,7 +55,8 @@ class UploadRecord(Record, frozen=True):
     `expected_is_current` and `attempt_is_current` say that nothing was written since they were
     noted. `parts`: numbers and ETags of the parts of `ticket` that the object store has, of the
     bytes that the spool file held at `parts_mtime_ns`, its own time. `held`: the name is a
-    temporary one. `size`: bytes at the last flush, -1 if not known.
+    temporary one. `size`: bytes at the last flush, -1 if not known. `links`: further names of the
+    same file, which the cluster does not have yet.
     """
 
     kind = "upload"
@@ -76,6 +77,7 @@ class UploadRecord(Record, frozen=True):
     size: int = -1
     parts: dict[int, str] = {}
     parts_mtime_ns: int = 0
+    links: tuple[str, ...] = ()
 
 
 class RemovalRecord(Record, frozen=True):
@@ -98,6 +100,15 @@ class RenameRecord(Record, frozen=True):
     target: str
     ino: int
     dev: int
+
+
+class AliasRecord(Record, frozen=True):
+    """A clean file that was renamed to a backup name here, and not yet on the cluster. `id` is the
+    new name, `source` the one that the cluster has it under."""
+
+    kind = "alias"
+    source: str
+    attributes: Attributes
 
 
 class LitterRecord(Record, frozen=True):

@@ -1,6 +1,7 @@
 """Dirty files: their bytes on the local disk, their states, and who may move them.
 
 A `SpoolEntry` is found by its remote path (at most one per path) until it is unlinked or clean.
+It has further paths once link(2) made some: they become hard links when the file is published.
 Reading and changing entries happens in plain functions: between two checkpoints nobody
 interferes. Only `commit` waits (fsync, journal).
 """
@@ -8,8 +9,6 @@ interferes. Only `commit` waits (fsync, journal).
 from __future__ import annotations
 
 import contextlib
-import enum
-import errno
 import logging
 import os
 import time
@@ -20,177 +19,17 @@ from pathlib import Path
 import trio
 
 from f7tfs.content.aside import left_in, set_unclosed_aside
-from f7tfs.content.disk import Disk, free_space, start_writeback, sync_directory, write_all
+from f7tfs.content.disk import Disk, free_space, start_writeback, sync_directory
+from f7tfs.content.entry import ALLOWED as ALLOWED
+from f7tfs.content.entry import SpoolEntry as SpoolEntry
+from f7tfs.content.entry import State as State
 from f7tfs.content.journal import Journal, Record, RemovalRecord, UploadRecord
 from f7tfs.errors import NoLocalSpace
 from f7tfs.faultpoints import reached
-from f7tfs.model import Fingerprint, RemotePath, is_within, name_of
+from f7tfs.model import Fingerprint, RemotePath, is_within
 
 log = logging.getLogger("f7tfs.spool")
 RESERVE = 64 << 20  # bytes of the local disk that writing leaves free for journal and log
-AHEAD = 32 << 20  # bytes written after which the disk begins, ahead of the fsync of close()
-
-
-class State(enum.Enum):
-    OPEN = "open"  # somebody may write, or wrote and has not closed
-    HELD = "held"  # closed under a temporary name that stays local
-    QUEUED = "queued"  # closed and journaled; the upload is due at `due`
-    UPLOADING = "uploading"
-    STUCK = "stuck"  # needs a person; `error` says why
-    GONE = "gone"  # verified on the cluster, or unlinked; only open handles still see the bytes
-
-
-ALLOWED: dict[State, set[State]] = {
-    State.OPEN: {State.QUEUED, State.HELD, State.GONE},
-    State.HELD: {State.OPEN, State.QUEUED, State.GONE},
-    State.QUEUED: {State.UPLOADING, State.OPEN, State.HELD, State.GONE, State.STUCK},
-    State.UPLOADING: {State.QUEUED, State.OPEN, State.HELD, State.STUCK, State.GONE},
-    State.STUCK: {State.QUEUED, State.OPEN, State.HELD, State.GONE},
-    State.GONE: set(),
-}
-
-
-class SpoolEntry:
-    """One dirty file. `generation` counts changes of content, name or attributes (what the
-    journal must know), `version` those of content alone: a transfer that began at one version
-    publishes nothing once the number has moved on."""
-
-    def __init__(
-        self,
-        entry_id: str,
-        path: RemotePath,
-        fd: int,
-        *,
-        base: Fingerprint | None,
-        permissions: int,
-        mtime_ns: int,
-        created: float,
-        cut_mark: Path,
-        is_junk_name: Callable[[str], bool],
-    ) -> None:
-        self._is_junk_name = is_junk_name
-        self._cut_mark = cut_mark
-        self.id = entry_id
-        self.path = path
-        self.fd = fd
-        self.base = base
-        self.permissions = permissions
-        self.mtime_ns = mtime_ns
-        self.created = created
-        self.state = State.OPEN
-        self.generation = 1
-        self.version = 1
-        self.journaled = 0  # the generation that the journal knows
-        self.flushed_size = -1  # bytes of the file that the journal knows
-        self.writers = 0  # open handles that may write
-        self.openers = 0  # open files (one for all handles of an inode)
-        self.unflushed = 0  # bytes written since the disk was last told to begin with them
-        self.replaced: tuple[str, ...] = ()  # tombstones that end with this file's first record
-        self.is_moving = False  # a directory above it is being renamed on the cluster
-        self.is_running = False  # an attempt is under way or waits for its place
-        self.users = 0  # whoever needs the descriptor: handles and transfers
-        self.hold = False  # its name is a temporary one: it stays here until it is renamed
-        self.due = 0.0  # trio time
-        self.owed_since: float | None = None  # trio time of the first close that was not sent yet
-        self.is_hurried = False  # somebody waits: no delay at the next close either
-        self.published = 0  # the newest version that the cluster has
-        self.attempts = 0
-        self.cancels = 0  # how many of them somebody else cancelled
-        self.error: str | None = None
-        self.errno = errno.EIO  # of `error`, for whoever waits for it
-        self.sent = 0  # bytes of the current attempt, for progress
-        # Of the attempt under way; they survive a restart through the journal.
-        self.temporary: RemotePath | None = None
-        self._ticket: str | None = None
-        self.parts: dict[int, str] = {}  # of the ticket: ETags by number, of what the store has
-        self.form_sent = False
-        self.attempt_version = 0  # the version that `temporary` and `ticket` were made for
-        self.is_adoptable = True  # the file's bytes are those of the attempt
-        self.expected: Fingerprint | None = None
-        self.expected_version = 0  # the version of the content that `expected` was published from
-        self.in_place = False  # bytes of it may have been written to its very name
-        self.archives = 0  # how many of them it was in without arriving
-        self.is_alone = False  # it goes by itself, not in an archive with others
-        # Held by whoever changes what the remote name means: publish, rename, unlink.
-        self.turn = trio.Lock()
-
-    @property
-    def ticket(self) -> str | None:
-        return self._ticket
-
-    @ticket.setter
-    def ticket(self, ticket: str | None) -> None:
-        if ticket != self._ticket:
-            self._ticket, self.parts = ticket, {}  # parts of another object
-
-    @property
-    def size(self) -> int:
-        return os.fstat(self.fd).st_size
-
-    @property
-    def is_junk(self) -> bool:
-        """It never travels: a swap file or a desktop's dropping."""
-        return self.hold and self._is_junk_name(name_of(self.path))
-
-    @property
-    def is_owed(self) -> bool:
-        if self.is_junk:
-            return False
-        if self.state is State.OPEN:
-            return self.journaled == self.generation
-        return self.state is not State.GONE
-
-    @property
-    def is_gone(self) -> bool:
-        return self.state is State.GONE
-
-    def __repr__(self) -> str:
-        return f"<SpoolEntry {self.id[:8]} {self.path!r} {self.state.value}>"
-
-    def record(self) -> UploadRecord:
-        return UploadRecord(
-            id=self.id,
-            path=self.path,
-            base=self.base,
-            permissions=self.permissions,
-            mtime_ns=self.mtime_ns,
-            created=self.created,
-            held=self.hold,
-            stuck=self.error if self.state is State.STUCK else None,
-            temporary=self.temporary,
-            ticket=self.ticket,
-            sent=self.form_sent,
-            expected=self.expected,
-            expected_is_current=self.expected_version == self.version,
-            attempt_is_current=self.attempt_version == self.version,
-            parts=dict(self.parts),
-            parts_mtime_ns=os.fstat(self.fd).st_mtime_ns,
-            in_place=self.in_place,
-            size=self.flushed_size,
-        )
-
-    def write(self, offset: int, data: bytes) -> int:
-        done = write_all(self.fd, data, offset)
-        self.unflushed += done
-        self._changed()
-        return done
-
-    def truncate(self, size: int) -> None:
-        if size < self.flushed_size:  # a start must not take it for damage
-            self._cut_mark.touch(mode=0o600)
-        os.ftruncate(self.fd, size)
-        self._changed()
-
-    def flushed(self, size: int) -> None:
-        """The journal knows that the file has `size` bytes."""
-        self.flushed_size = size
-        if size <= self.size:
-            self._cut_mark.unlink(missing_ok=True)
-
-    def _changed(self) -> None:
-        self.mtime_ns = time.time_ns()
-        self.generation += 1
-        self.version += 1
 
 
 class Spool:
@@ -224,8 +63,12 @@ class Spool:
         return self._by_id.get(entry_id)
 
     def within(self, directory: RemotePath) -> list[SpoolEntry]:
-        """Entries at or below `directory`."""
-        return [entry for path, entry in self._by_path.items() if is_within(path, directory)]
+        """Entries with a name at or below `directory`."""
+        return list({entry.id: entry for _, entry in self.names_within(directory)}.values())
+
+    def names_within(self, directory: RemotePath) -> list[tuple[RemotePath, SpoolEntry]]:
+        """Names of dirty files at or below `directory`."""
+        return [(path, one) for path, one in self._by_path.items() if is_within(path, directory)]
 
     def children(self, directory: RemotePath) -> Iterator[tuple[str, SpoolEntry]]:
         prefix = directory.rstrip("/") + "/"
@@ -309,14 +152,43 @@ class Spool:
         event, self.changed = self.changed, trio.Event()
         event.set()
 
-    def retarget(self, entry: SpoolEntry, path: RemotePath) -> None:
-        """The name changed; whoever was dirty at the new one has been dealt with by the caller."""
+    def retarget(self, entry: SpoolEntry, path: RemotePath, name: RemotePath | None = None) -> None:
+        """The name, or the one of its names that is told, changed; whoever was dirty at the new
+        one has been dealt with by the caller."""
         assert self._by_path.get(path) in (None, entry), f"{path} is dirty already"
-        if self._by_path.get(entry.path) is entry:
-            del self._by_path[entry.path]
-        entry.path = path
+        old = entry.path if name is None else name
+        if self._by_path.get(old) is entry:
+            del self._by_path[old]
+        if old == entry.path:
+            entry.path = path
+        else:
+            entry.links[entry.links.index(old)] = path
         entry.generation += 1
         self._by_path[path] = entry
+
+    def add_name(self, entry: SpoolEntry, path: RemotePath) -> None:
+        """link(2): one more name of the same file."""
+        assert path not in self._by_path, f"{path} is dirty already"
+        entry.links.append(path)
+        entry.generation += 1
+        self._by_path[path] = entry
+
+    def drop_name(self, entry: SpoolEntry, path: RemotePath) -> None:
+        """One of several names is gone; the file lives on under the others."""
+        if path == entry.path:
+            entry.path = entry.links.pop(0)
+        else:
+            entry.links.remove(path)
+        entry.generation += 1
+        del self._by_path[path]
+
+    def lead(self, entry: SpoolEntry, path: RemotePath) -> None:
+        """The cluster has none of the names yet: this one is published first, as the file."""
+        assert entry.base is None, f"{entry!r} is on the cluster under its first name"
+        if path != entry.path:
+            entry.links[entry.links.index(path)] = entry.path
+            entry.path = path
+            entry.generation += 1
 
     async def commit(self, entry: SpoolEntry) -> None:
         """Content and record on the disk: what close() and fsync() promise."""
@@ -389,8 +261,9 @@ class Spool:
 
     def unlink(self, entry: SpoolEntry) -> None:
         """Forget a dirty file; open handles keep its bytes. The caller drops the record."""
-        if self._by_path.get(entry.path) is entry:
-            del self._by_path[entry.path]
+        for path in entry.names:
+            if self._by_path.get(path) is entry:
+                del self._by_path[path]
         self._by_id.pop(entry.id, None)
         if not entry.is_gone:
             self.move(entry, State.GONE)
@@ -468,10 +341,13 @@ class Spool:
                 entry.flushed_size = entry.size
             entry.state = State.HELD if record.held else State.QUEUED
             entry.state = State.STUCK if entry.error else entry.state
+            entry.links = [RemotePath(path) for path in record.links]
             if entry.path in self._by_path:  # no crash leaves this behind; neither may be lost
                 self._journal.aside.report(f"two dirty files are {entry.path}; both are kept")
                 entry.path = RemotePath(f"{entry.path}.recovered-{entry.id[:8]}")
-            self._by_path[entry.path] = entry
+            entry.links = [path for path in entry.links if path not in self._by_path]
+            for path in entry.names:
+                self._by_path[path] = entry
             self._by_id[entry.id] = entry
 
         ended = self._journal.ended()
@@ -492,7 +368,8 @@ class Spool:
     def check(self) -> None:
         """The invariants, for tests and the debug switch."""
         for path, entry in self._by_path.items():
-            assert entry.path == path, f"{entry!r} is filed under {path}"
+            assert path in entry.names, f"{entry!r} is filed under {path}"
+            assert all(self._by_path.get(one) is entry for one in entry.names)
             assert self._by_id.get(entry.id) is entry
             assert entry.state is not State.GONE, f"{entry!r} is gone but found"
             assert entry.fd >= 0

@@ -34,8 +34,10 @@ from f7tfs.errors import (
     ServerError,
 )
 from f7tfs.faultpoints import reached
-from f7tfs.model import Fingerprint, Identity, Kind, RemotePath, Stat, join, name_of, parent_of
+from f7tfs.model import Fingerprint, Identity, Kind, RemotePath, Stat, parent_of
+from f7tfs.transfers.aliases import Aliases
 from f7tfs.transfers.follow import kind_of
+from f7tfs.transfers.linking import Linking
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.routes import Routes, Spent
 from f7tfs.transfers.workplace import Workplace
@@ -65,6 +67,7 @@ class Attempts:
         storage: StagingArea,
         catalog: Catalog,
         namespace: Namespace,
+        aliases: Aliases,
         workplace: Workplace,
         spool: Spool,
         journal: Journal,
@@ -81,6 +84,7 @@ class Attempts:
         self._cluster = cluster
         self._catalog = catalog
         self._namespace = namespace
+        self._aliases = aliases
         self._workplace = workplace
         self._spool = spool
         self._journal = journal
@@ -92,7 +96,7 @@ class Attempts:
             cluster, storage, workplace, spool, disk, stall_timeout=stall_timeout, parallel=parallel
         )
         self._keep_both = keep_both
-        self._hostname = hostname
+        self._linking = Linking(namespace, spool, catalog, times, hostname)
 
     async def run(self, entry: SpoolEntry) -> None:
         """The whole way. Raises Superseded, or the error that stopped it."""
@@ -104,20 +108,23 @@ class Attempts:
                 if there is not None and entry.expected_version == version:
                     await self._settle(entry, there, version, adopt=False)
                     return
-        there = await self._namespace.find(entry.path) if entry.base is not None else None
-        if there is not None and self._must_stay_in_place(entry, there):
+        if await self._is_known_to_stay(entry):
             await self._write_in_place(entry, version)
             return
         try:
             proven = await self._bring(entry, version)
         except PermissionDenied:
+            there = await self._namespace.find(entry.path) if entry.base is not None else None
             if there is None or there.kind is not Kind.FILE:
                 raise
             await self._write_in_place(entry, version)  # the directory is not ours to write
             return
         async with entry.turn:
             self._require_current(entry, version)
-            await self._publish(entry, proven, version)
+            if await self._publish(entry, proven, version):
+                return
+        await self.abandon(entry)
+        await self._write_in_place(entry, version)
 
     def names_in_use(self) -> frozenset[RemotePath]:
         """What attempts under way, or to be resumed, still need of our names on the cluster."""
@@ -237,15 +244,25 @@ class Attempts:
 
     # Publishing.
 
-    async def _publish(self, entry: SpoolEntry, proven: Stat, version: int) -> None:
-        """Under the entry's turn: check for a conflict one last time, rename, look."""
+    async def _publish(self, entry: SpoolEntry, proven: Stat, version: int) -> bool:
+        """Under the entry's turn: check for a conflict one last time, rename, look. False if a
+        rename would change more than the content of what is there."""
         temporary = entry.temporary
         assert temporary is not None
         target = entry.path
         there = await self._namespace.find(target)
         if there is not None and await self._must_go_beside(entry, there):
             await self._publish_beside(entry, proven)
-            return
+            return True
+        if (alias := self._aliases.of(target)) is not None:
+            # The old content is at its backup's name before the new one takes its place.
+            await self._aliases.carry_out(alias, there)
+            self._require_current(entry, version)
+            there = await self._namespace.find(target)
+            if there is not None and await self._must_go_beside(entry, there):
+                raise Superseded
+        if there is not None and self._must_stay_in_place(entry, there):
+            return False
         if proven.mode & 0o7777 != entry.permissions:
             await self._cluster.change_mode(temporary, entry.permissions)
             reached("upload.moded")
@@ -260,14 +277,18 @@ class Attempts:
             raise OutcomeUnknown(f"{target} has just become a directory") from None
         reached("upload.renamed")
         await self._settle(entry, after, version)
+        return True
 
     async def _publish_beside(self, entry: SpoolEntry, proven: Stat) -> None:
         """Both survive: the cluster's version under the name, ours beside it."""
         temporary = entry.temporary
         assert temporary is not None
-        beside = conflict_name(entry.path, self._hostname)
-        while await self._namespace.find(beside) is not None or self._spool.at(beside) is not None:
-            beside = RemotePath(beside + "-2")
+        if (alias := self._aliases.of(entry.path)) is not None:
+            log.warning("%s changed on the cluster; there is no %s", entry.path, alias.id)
+            async with self._aliases.steady():
+                if self._aliases.of(entry.path) is alias:
+                    await self._aliases.drop(alias)
+        beside = await self._linking.free_name(entry.path)
         log.warning("%s changed on the cluster; the local version is %s", entry.path, beside)
         original = entry.path
         self._spool.retarget(entry, beside)
@@ -292,6 +313,28 @@ class Attempts:
 
     # In place.
 
+    async def _is_known_to_stay(self, entry: SpoolEntry) -> bool:
+        """Whether the bytes need not travel to a temporary first. Many bytes are worth a look; a
+        few are sent, and the look before publishing tells (docs/decisions/0014)."""
+        if entry.base is None or self._aliases.of(entry.path) is not None:
+            return False
+        if entry.in_place:  # an attempt in place was cut: what is there may be half of it
+            return True
+        if entry.size > self._cluster.capabilities.direct_upload_limit:
+            there = await self._namespace.find(entry.path)
+            return there is not None and self._must_stay_in_place(entry, there)
+        known, me = self._catalog.peek(entry.path), self._identity
+        return (
+            known is not None
+            and known.kind is Kind.FILE
+            and (
+                known.uid not in {None, me.uid}
+                or known.gid not in {None, me.gid}
+                or (known.nlink or 1) > 1
+                or known.has_acl
+            )
+        )
+
     def _must_stay_in_place(self, entry: SpoolEntry, there: Stat) -> bool:
         if there.kind is not Kind.FILE:
             return False
@@ -309,6 +352,8 @@ class Attempts:
         mean the same file until the end. Who waits for the turn can be interrupted."""
         async with entry.turn:
             self._require_current(entry, version)
+            if (alias := self._aliases.of(entry.path)) is not None:
+                await self._aliases.carry_out(alias)
             there = await self._namespace.find(entry.path)
             if there is None:
                 entry.base, entry.in_place = None, False
@@ -360,6 +405,10 @@ class Attempts:
     async def _settle(
         self, entry: SpoolEntry, after: Stat, version: int, *, adopt: bool = True
     ) -> None:
+        linked = await self._linking.make(entry, after)
+        if linked is None:
+            raise Superseded  # the entry is another file now
+        after = linked
         if after.nlink > 1:
             self._catalog.forget_all()  # the other names show the new size and times as well
         self._catalog.put(entry.path, self._catalog.attributes_of(after))
@@ -418,10 +467,3 @@ class Attempts:
     def _require_current(self, entry: SpoolEntry, version: int) -> None:
         if entry.is_gone or entry.version != version:
             raise Superseded
-
-
-def conflict_name(path: RemotePath, hostname: str) -> RemotePath:
-    """Where the local version goes when both survive: NAME.conflict-HOST-YYYYmmdd-HHMMSS."""
-    suffix = f".conflict-{hostname}-{time.strftime('%Y%m%d-%H%M%S')}"
-    stem = name_of(path).encode(errors="surrogateescape")[: 255 - len(suffix)]
-    return join(parent_of(path), stem.decode(errors="ignore") + suffix)

@@ -82,6 +82,7 @@ class Bulk:
         """A small new file of which nothing is on its way."""
         return (
             entry.base is None
+            and not entry.links
             and not entry.is_alone
             and entry.temporary is None
             and entry.ticket is None

@@ -158,8 +158,11 @@ class Downloads:
             flight.goals.pop(reader, None)
 
     async def certain(self, path: RemotePath, listed: Fingerprint) -> Fingerprint | None:
-        """The fingerprint that an edit starts from, by stat: a listing has no inode, and its times
-        depend on the zone. None if nothing is there any more; `listed` if something else is."""
+        """The fingerprint that an edit starts from. None if nothing is there any more; `listed` if
+        something else is. By stat, unless the listing tells enough: its times depend on the zone,
+        and a file that was just changed may be changed again within the same second."""
+        if self._catalog.tells_surely(path, listed):
+            return listed
         try:
             now = (await self._catalog.stat(path)).fingerprint
         except NotFound:

@@ -26,11 +26,14 @@ class HardLinks:
 
     def may(self, moved: Stat, source: RemotePath, target: RemotePath) -> bool:
         """False where links like this one were refused before."""
-        within = self._works.get((moved.dev, False))
-        across = self._works.get((moved.dev, True))
+        return not self.is_refused(moved.dev, source, target)
+
+    def is_refused(self, device: int, source: RemotePath, target: RemotePath) -> bool:
+        within = self._works.get((device, False))
+        across = self._works.get((device, True))
         if parent_of(source) == parent_of(target):
-            return within is not False
-        return within is not False and across is not False
+            return within is False
+        return within is False or across is False
 
     def is_proven(self, moved: Stat, source: RemotePath, target: RemotePath) -> bool:
         """Whether such a link was made before, and nothing about this file forbids it."""

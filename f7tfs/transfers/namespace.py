@@ -292,20 +292,21 @@ class Namespace:
     ) -> Stat:
         """The rename itself, of the inode `moved`, onto what was seen `there` (no directory), and
         the look afterwards."""
+        after: Stat | None = None
         try:
-            await self._move(source, target, moved, there)
+            after = await self._move(source, target, moved, there)
         except OutcomeUnknown:
             now = await self.find(target)
             if now is None or now.ino != moved.ino:
                 if await self.find(source) is None:
                     self._catalog.forget(target)
                     raise
-                await self._move(source, target, moved, there)
-        after = await self._catalog.stat(target)
+                after = await self._move(source, target, moved, there)
+        if after is None:
+            after = await self._catalog.stat(target)
         self._as_made_in.pop(source, None)
         self._as_made_in.pop(target, None)
-        self._catalog.rename(source, target)
-        self._note(target, after)
+        self._catalog.rename(source, target, self._catalog.attributes_of(after))
         if after.ino != moved.ino and after.kind is Kind.DIRECTORY:
             # Somebody made a directory there in between, and mv moved into it.
             await self._cluster.rename(join(target, name_of(source)), source)
@@ -317,18 +318,20 @@ class Namespace:
 
     async def _move(
         self, source: RemotePath, target: RemotePath, moved: Stat, there: Stat | None
-    ) -> None:
+    ) -> Stat | None:
         """The dialect's rename call; without one, a link and an unlink for what can be linked
-        (TAR.md), and the scheduler's mv job for the rest."""
+        (TAR.md), and the scheduler's mv job for the rest. Returns what is at the target, if that
+        was looked at after the change: a removed second name changes the ctime only."""
         renames = self._cluster.capabilities.renames
         onto_link = there is not None and there.kind is Kind.SYMLINK
         failed: F7tfsError | None = None
         if (onto_link or not renames) and moved.kind is not Kind.DIRECTORY:
-            failed = await self._link(source, target, moved, there)
-            if failed is None:
+            linked = await self._link(source, target, moved, there)
+            if isinstance(linked, Stat):
                 reached("rename.linked")
                 await self._workplace.remove_own(source)
-                return
+                return msgspec.structs.replace(linked, nlink=linked.nlink - 1, ctime=None)
+            failed = linked
             if onto_link:  # mv would follow it into a directory
                 await self._cluster.remove(target)
         if renames:
@@ -340,6 +343,13 @@ class Namespace:
         wordless = renames and isinstance(failed, OutcomeUnknown | ServerError)
         if wordless or isinstance(failed, (*REFUSALS, NotFound)):
             self._hard_links.refused(moved, source, target)
+        return None
+
+    def require_links(self, source: RemotePath, target: RemotePath) -> None:
+        """NotPermitted where a hard link of this kind is known to be refused, without asking."""
+        device = self._devices.get(parent_of(target))
+        if device is not None and self._hard_links.is_refused(device, source, target):
+            raise NotPermitted(f"no hard links on the device of {target}")
 
     async def link(self, source: RemotePath, target: RemotePath) -> Attributes:
         """link(2) of a regular file by a tar (TAR.md); NotPermitted where the file system refuses.
@@ -353,20 +363,21 @@ class Namespace:
             parent_of(target)
         ):
             raise CrossDevice(f"{source} and {target} are on different devices")
-        if failed := await self._link(source, target, linked, None):
-            if isinstance(failed, REFUSALS):
+        both = await self._link(source, target, linked, None)
+        if not isinstance(both, Stat):
+            if isinstance(both, REFUSALS):
                 self._hard_links.refused(linked, source, target)
-            raise NotPermitted(f"the cluster makes no hard link {target}") from failed
-        both = await self._catalog.stat(target)
+                self._devices.setdefault(parent_of(target), linked.dev)
+            raise NotPermitted(f"the cluster makes no hard link {target}") from both
         self._note(source, both)
         return self._note(target, both)
 
     async def _link(
         self, source: RemotePath, target: RemotePath, moved: Stat, there: Stat | None
-    ) -> F7tfsError | None:
-        """Make `target` a hard link to `source`, replacing the file that is `there`. Returns why
-        it could not be made; the cluster's words do not tell surely whether it was, so the inode
-        does.
+    ) -> Stat | F7tfsError:
+        """Make `target` a hard link to `source`, replacing the file that is `there`. Returns what
+        the file is then, or why the link could not be made; the cluster's words do not tell surely
+        whether it was, so the inode does.
 
         tar unlinks the file that is to be replaced before it links, and does not bring it back
         when the link is refused. So, where nothing proves that such links can be made, a hidden
@@ -393,7 +404,9 @@ class Namespace:
             await self._workplace.remove_litter(trial)
         if now is not None and (now.ino, now.dev) == (moved.ino, moved.dev):
             self._hard_links.worked(moved, source, target)
-            return None
+            if trial is not None:
+                return msgspec.structs.replace(now, nlink=now.nlink - 1, ctime=None)
+            return now
         return failed or ServerError(f"{target} is not the link that was made")
 
     async def _move_by_job(self, source: RemotePath, target: RemotePath) -> None:
@@ -437,3 +450,10 @@ def common_directory(one: RemotePath, other: RemotePath) -> RemotePath:
             break
         shared.append(left)
     return RemotePath("/".join(shared) or "/")
+
+
+def conflict_name(path: RemotePath, hostname: str) -> RemotePath:
+    """Where the local version goes when both survive: NAME.conflict-HOST-YYYYmmdd-HHMMSS."""
+    suffix = f".conflict-{hostname}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = name_of(path).encode(errors="surrogateescape")[: 255 - len(suffix)]
+    return join(parent_of(path), stem.decode(errors="ignore") + suffix)

@@ -21,6 +21,7 @@ from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.errors import F7tfsError, NotEmpty, NotFound, Unreachable
 from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, Kind, RemotePath, is_within, name_of, parent_of
+from f7tfs.transfers.aliases import Aliases
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.upload import Uploads, may_pass
 
@@ -31,6 +32,7 @@ class Removals:
     def __init__(
         self,
         namespace: Namespace,
+        aliases: Aliases,
         catalog: Catalog,
         spool: Spool,
         uploads: Uploads,
@@ -39,6 +41,7 @@ class Removals:
     ) -> None:
         self._breaker = breaker
         self._namespace = namespace
+        self._aliases = aliases
         self._catalog = catalog
         self._spool = spool
         self._uploads = uploads
@@ -106,6 +109,12 @@ class Removals:
             raise NotEmpty(path)
         await self._bury(path, None, (), is_directory=True)
 
+    async def bury_behind(
+        self, path: RemotePath, fingerprint: Fingerprint, entry: SpoolEntry
+    ) -> None:
+        """The removal of a name whose dirty file is going to another one: behind its upload."""
+        await self._bury(path, fingerprint, (entry.id,), is_directory=False, moved=entry)
+
     async def _bury(
         self,
         path: RemotePath,
@@ -113,6 +122,7 @@ class Removals:
         owed: tuple[str, ...],
         *,
         is_directory: bool,
+        moved: SpoolEntry | None = None,
     ) -> None:
         record = RemovalRecord(
             id=uuid.uuid4().hex,
@@ -122,7 +132,10 @@ class Removals:
             sequence=1 + max((one.sequence for one in self._records.values()), default=0),
             uploads=owed,
         )
-        await self._journal.write(record)
+        if moved is not None and moved.journaled:
+            await self._spool.save(moved, record)
+        else:
+            await self._journal.write(record)
         reached("removal.buried")
         self._records[path] = record
         self._wake.set()
@@ -163,11 +176,18 @@ class Removals:
                 self._uploads.hurry(self._waits_for(record))
                 await self._execute(record)
 
+    async def names_are_there(self) -> None:
+        """Wait until the cluster has lost and renamed what was removed and renamed only here so
+        far. Raises what keeps it from that."""
+        await self._aliases.settle(RemotePath("/"))
+        await self.execute_now(RemotePath("/"))
+
     async def drain(self, directory: RemotePath) -> list[SpoolEntry]:
         """Wait until everything at and below `directory` is as it is here, uploads and removals;
         returns the uploads that are stuck."""
         while True:
             stuck = await self._uploads.drain(directory)
+            await self._aliases.settle(directory)
             if not any(True for _ in self.within(directory)):
                 return stuck
             ended = self._ended

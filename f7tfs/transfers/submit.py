@@ -32,7 +32,7 @@ from f7tfs.errors import (
     Unreachable,
 )
 from f7tfs.faultpoints import reached
-from f7tfs.model import Job, RemotePath, Submitted, remote_path
+from f7tfs.model import Job, Submitted, remote_path
 from f7tfs.transfers.drops import Drop, Drops
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.upload import Uploads
@@ -176,8 +176,7 @@ class Submissions:
                 log.warning("%s %s", drop.name, words)
                 await self._drops.change(drop.id, error=words)
             await self._spool.changed.wait()
-        if len(self._removals):
-            await self._removals.execute_now(RemotePath("/"))
+        await self._removals.names_are_there()
 
     async def _send(self, tag: str) -> None:
         drop = self._drops.tagged(tag)

@@ -18,11 +18,12 @@ import trio
 from f7tfs.content.cache import Cache
 from f7tfs.content.cachefile import CacheFile
 from f7tfs.content.disk import Disk
-from f7tfs.content.spool import AHEAD, RESERVE, Spool, SpoolEntry, State
+from f7tfs.content.entry import AHEAD
+from f7tfs.content.spool import RESERVE, Spool, SpoolEntry, State
 from f7tfs.errors import Changed, NoLocalSpace, Unreachable
 from f7tfs.model import Attributes, Fingerprint, RemotePath
-from f7tfs.transfers.attempt import conflict_name
 from f7tfs.transfers.download import Downloads
+from f7tfs.transfers.namespace import conflict_name
 from f7tfs.transfers.readahead import ReadAhead
 from f7tfs.transfers.upload import Uploads
 from f7tfs.tree.waiting import Callers

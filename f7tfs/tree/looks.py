@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import posixpath
 
 from f7tfs.content.spool import SpoolEntry
 from f7tfs.content.times import Times
-from f7tfs.model import Attributes, Identity, Kind, RemotePath
+from f7tfs.model import Attributes, Identity, Kind, RemotePath, is_within
 from f7tfs.tree.wing import Look
 
+OUTSIDE = ".f7tfs/outside"  # where symlinks that leave the mount lead: nothing can be opened there
 NOBODY = 65534
 # A directory that is gone on the cluster while files for it are still in the spool: they stay
 # readable under their names.
@@ -18,7 +20,8 @@ GHOST = Attributes(kind=Kind.DIRECTORY, permissions=0o755, size=0, mtime=0)
 class Looks:
     """Entries of the remote user show the local uid and gid; others keep their numeric ids."""
 
-    def __init__(self, identity: Identity, times: Times) -> None:
+    def __init__(self, identity: Identity, times: Times, root: RemotePath) -> None:
+        self._below = len(root.rstrip("/")) + 1
         self._identity = identity
         self._times = times
         self.uid, self.gid = os.getuid(), os.getgid()
@@ -48,9 +51,21 @@ class Looks:
             mtime_ns=entry.mtime_ns,
             uid=self.uid,
             gid=self.gid,
+            nlink=len(entry.names),
             version=(entry.id, entry.version),
+            first_name=entry.path[self._below :] if entry.links else "",
         )
 
 
 def _number(ident: int | None) -> int:
     return NOBODY if ident is None else ident
+
+
+def shown_target(target: str, path: RemotePath, root: RemotePath) -> str:
+    """What readlink(2) of a symlink on the cluster answers here (docs/decisions/0004)."""
+    here = posixpath.dirname(path)
+    whole = posixpath.normpath(posixpath.join(here, target))
+    if is_within(whole, root):
+        return posixpath.relpath(whole, here) if target.startswith("/") else target
+    # On this machine the name would mean a local file. It is shown, and leads nowhere.
+    return posixpath.relpath(f"{root}/{OUTSIDE}{whole}", here)

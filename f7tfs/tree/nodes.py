@@ -78,22 +78,31 @@ class NodeTable:
     def child(self, parent: Node, name: str) -> Node | None:
         return self._by_name.get((parent.ino, name))
 
-    def ensure(self, parent: Node, name: str, kind: Kind, wing: Wing) -> Node:
+    def ensure(self, parent: Node, name: str, kind: Kind, wing: Wing, first: str = "") -> Node:
         """The node of a name, made if need be. A name that denotes another kind of thing than
-        before is another node."""
+        before is another node. `first`: of several names of one file, the path of the first one,
+        from the root: they are one inode."""
         node = self._by_name.get((parent.ino, name))
         if node is not None and node.kind is kind and node.wing is wing:
             return node
         if node is not None:
             self.detach(parent, name)
-        node = Node(self._number(parent, name), parent, name, kind, wing)
+        path = first or "/".join((*parent.parts(), name))
+        twin = self._by_ino.get(_number_of(path)) if first else None
+        if (
+            twin is not None
+            and (twin.kind, twin.wing) == (kind, wing)
+            and path == "/".join(twin.parts())
+        ):
+            self.link(twin, parent, name)
+            return twin
+        node = Node(self._free_number(path), parent, name, kind, wing)
         self._by_ino[node.ino] = node
         self._by_name[parent.ino, name] = node
         return node
 
-    def _number(self, parent: Node, name: str) -> int:
-        path = "/".join((*parent.parts(), name)).encode(errors="surrogateescape")
-        number = int.from_bytes(hashlib.blake2b(path, digest_size=7).digest()) + ROOT_INODE + 1
+    def _free_number(self, path: str) -> int:
+        number = _number_of(path)
         while number in self._by_ino:
             number += 1
         return number
@@ -170,3 +179,8 @@ class NodeTable:
                 each is not None and (each.ino, text) == (parent, name) for each, text in names
             )
             assert self._by_ino.get(node.ino) is node, f"{node!r} is named but not in the table"
+
+
+def _number_of(path: str) -> int:
+    digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=7).digest()
+    return int.from_bytes(digest) + ROOT_INODE + 1

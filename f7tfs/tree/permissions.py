@@ -14,13 +14,23 @@ from f7tfs.model import Attributes, Identity, Kind
 READ, WRITE, SEARCH = 4, 2, 1
 
 
+STICKY = 0o1000
+
+
+def is_owner(identity: Identity, attributes: Attributes) -> bool:
+    """Also of what nobody knows the owner of, and for root."""
+    if identity.uid == 0 or (attributes.uid is None and attributes.user is None):
+        return True
+    return identity.uid == attributes.uid or identity.user == attributes.user
+
+
 def permits(identity: Identity, attributes: Attributes, want: int) -> bool:
     """`want` is a sum of READ, WRITE, SEARCH."""
     if attributes.has_acl or identity.uid == 0:
         return True
     if attributes.uid is None and attributes.user is None:
         return True
-    if identity.uid == attributes.uid or identity.user == attributes.user:
+    if is_owner(identity, attributes):
         granted = attributes.permissions >> 6
     elif attributes.gid in identity.groups.values() or attributes.group in identity.groups:
         granted = attributes.permissions >> 3
@@ -33,6 +43,23 @@ def require(identity: Identity, attributes: Attributes, want: int, what: str) ->
     if not permits(identity, attributes, want):
         letters = "".join(letter for bit, letter in ((4, "r"), (2, "w"), (1, "x")) if want & bit)
         raise PermissionDenied(f"{what}: the remote user {identity.user} has no {letters} on it")
+
+
+def require_owner(identity: Identity, attributes: Attributes, what: str) -> None:
+    """chmod(2) is the owner's. Raises NotPermitted."""
+    if not is_owner(identity, attributes):
+        raise NotPermitted(f"{what} belongs to somebody else")
+
+
+def require_removable(
+    identity: Identity, directory: Attributes, there: Attributes | None, what: str
+) -> None:
+    """In a directory with the sticky bit (/tmp) a name may be taken away, or replaced, only by the
+    owner of what has it, or of the directory. Raises NotPermitted, as unlink(2) says EPERM."""
+    if there is None or not directory.permissions & STICKY:
+        return
+    if not is_owner(identity, there) and not is_owner(identity, directory):
+        raise NotPermitted(f"{what} belongs to somebody else, as does its sticky directory")
 
 
 def require_openable(identity: Identity, attributes: Attributes, flags: int, what: str) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import posixpath
 from collections.abc import Mapping
 
 import trio
 
-from f7tfs.catalog import Catalog, is_hidden
+from f7tfs.catalog import Catalog
 from f7tfs.content.journal import Journal
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
@@ -27,24 +26,32 @@ from f7tfs.errors import (
     PermissionDenied,
     Unreachable,
 )
-from f7tfs.model import Attributes, Identity, Kind, RemotePath, is_within, join, name_of, parent_of
+from f7tfs.model import Attributes, Identity, Kind, RemotePath, is_within, join
+from f7tfs.transfers.aliases import Aliases
 from f7tfs.transfers.checksums import Checksums
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors, RemoteHandle, Shared, truncate_path
-from f7tfs.tree.looks import GHOST, Looks
+from f7tfs.tree.looks import Looks, shown_target
 from f7tfs.tree.nodes import Node
-from f7tfs.tree.permissions import SEARCH, WRITE, permits, require, require_openable
+from f7tfs.tree.overlay import Overlay
+from f7tfs.tree.permissions import (
+    SEARCH,
+    WRITE,
+    permits,
+    require,
+    require_openable,
+    require_owner,
+    require_removable,
+)
 from f7tfs.tree.renaming import Renaming
 from f7tfs.tree.sniffing import Sniffing, SniffingHandle
-from f7tfs.tree.temporaries import is_temporary
 from f7tfs.tree.versions import Versions
 from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
 from f7tfs.tree.xattrs import SHA256, attributes_of_clean, attributes_of_entry
 
 log = logging.getLogger("f7tfs.tree")
-OUTSIDE = ".f7tfs/outside"  # where symlinks that leave the mount lead: nothing can be opened there
 
 
 class RemoteWing(Wing):
@@ -53,6 +60,7 @@ class RemoteWing(Wing):
         catalog: Catalog,
         namespace: Namespace,
         removals: Removals,
+        aliases: Aliases,
         workplace: Workplace,
         times: Times,
         floors: Floors,
@@ -68,15 +76,26 @@ class RemoteWing(Wing):
         self._catalog = catalog
         self._namespace = namespace
         self._removals = removals
+        self._aliases = aliases
         self._times = times
         self._floors = floors
         self._identity = identity
         self._root = root
-        self._looks = Looks(identity, times)
+        self._looks = Looks(identity, times, root)
+        self._overlay = Overlay(catalog, floors.spool, removals, aliases, self._looks, identity)
         self._versions = Versions(catalog, floors)
         self._open: dict[int, Shared] = {}  # by inode number
         self._renaming = Renaming(
-            catalog, namespace, removals, times, floors, workplace, journal, self.is_temporary
+            self._overlay,
+            namespace,
+            removals,
+            aliases,
+            times,
+            floors,
+            workplace,
+            journal,
+            identity,
+            is_open=self._is_open,
         )
 
     async def resume(self) -> None:
@@ -93,20 +112,11 @@ class RemoteWing(Wing):
             path = join(path, part)
         return path
 
-    def is_temporary(self, path: RemotePath) -> bool:
-        """Whether a file of ours stays local under this name."""
-        directory = parent_of(path)
-
-        def exists(name: str) -> bool:
-            other = join(directory, name)
-            return self._floors.spool.at(other) is not None or (
-                self._catalog.peek(other) is not None and not self._removals.hides(other)
-            )
-
-        return is_temporary(name_of(path), exists)
+    def _is_open(self, path: RemotePath) -> bool:
+        return any(shared.path == path for shared in self._open.values())
 
     async def lookup(self, parent: Node, name: str) -> Look:
-        return await self._look_at(join(self.path(parent), name))
+        return await self._overlay.look(join(self.path(parent), name))
 
     async def look(self, node: Node) -> Look:
         shared = self._open.get(node.ino)
@@ -117,49 +127,10 @@ class RemoteWing(Wing):
         path = self.path(node)
         if node.is_root:
             return self._looks.of(path, await self._catalog.root_attributes(path))
-        return await self._look_at(path)
-
-    async def _look_at(self, path: RemotePath) -> Look:
-        entry = self._floors.spool.at(path)
-        if entry is not None:
-            return self._looks.of_entry(entry)
-        return self._looks.of(path, await self._find(path))
-
-    async def _find(self, path: RemotePath, *, fresh: bool = False) -> Attributes:
-        """What the cluster has at a name that is not hidden from the user."""
-        if self._removals.hides(path) or is_hidden(name_of(path)):
-            raise NotFound(path)
-        try:
-            attributes = await self._catalog.attributes(path, fresh=fresh)
-        except NotFound:
-            if not self._floors.spool.within(path):
-                raise
-            attributes = GHOST
-        if self._removals.hides(path):  # removed while the listing arrived
-            raise NotFound(path)
-        return attributes
+        return await self._overlay.look(path)
 
     async def entries(self, node: Node) -> list[tuple[str, Look]]:
-        path = self.path(node)
-        try:
-            listed = await self._catalog.listing(path)
-        except NotFound:
-            if not self._floors.spool.within(path):
-                raise
-            listed = {}
-        hidden = self._removals.names_in(path)
-        looks = {
-            name: self._looks.of(join(path, name), attributes)
-            for name, attributes in listed.items()
-            if name not in hidden
-        }
-        for name, entry in self._floors.spool.children(path):
-            looks[name] = self._looks.of_entry(entry)
-        for entry in self._floors.spool.within(path):
-            below = entry.path[len(path.rstrip("/")) + 1 :].split("/")[0]
-            if below not in looks:
-                looks[below] = self._looks.of(join(path, below), GHOST)
-        return list(looks.items())
+        return await self._overlay.entries(self.path(node))
 
     def _look_of_shared(self, shared: Shared) -> Look:
         if shared.entry is not None:
@@ -173,6 +144,8 @@ class RemoteWing(Wing):
         shared = self._open.get(node.ino)
         if shared is None or not node.is_detached:
             path = self.path(node)
+            if self._aliases.at(path) is not None:
+                await self._aliases.settle(path)
             entry = self._floors.spool.at(path)
             if entry is None:
                 attributes = await self._find_to_open(path, caller)
@@ -186,6 +159,8 @@ class RemoteWing(Wing):
                 entry = self._floors.spool.at(path)
             else:
                 attributes = None
+                if not flags & os.O_CREAT:  # who has just made it may write to it once
+                    require_openable(self._identity, self._overlay.of_dirty(entry), flags, path)
             shared = self._open.get(node.ino)
             if shared is None:
                 shared = Shared(
@@ -214,11 +189,11 @@ class RemoteWing(Wing):
     async def _find_to_open(self, path: RemotePath, caller: Caller) -> Attributes:
         """Never what an old listing tells, unless the API is offline or a sniffer asks."""
         try:
-            return await self._find(path, fresh=not caller.sniffs)
+            return await self._overlay.find(path, fresh=not caller.sniffs)
         except Unreachable:
             if not self._catalog.is_offline:
                 raise
-            return await self._find(path)
+            return await self._overlay.find(path)
 
     def _require_here(self, node: Node, path: RemotePath, attributes: Attributes) -> None:
         """Offline, what is cached can be opened, and what is open already."""
@@ -267,14 +242,14 @@ class RemoteWing(Wing):
         await self._namespace.require_name(path)
         await self._require_writable(parent)
         existing: Attributes | SpoolEntry | None = self._floors.spool.at(path)
-        if existing is None and not self._removals.hides(path):
+        if existing is None and not self._overlay.hides(path):
             existing = await self._existing(path, flags)
         if existing is not None and flags & os.O_EXCL:
             raise Exists(path)
         if isinstance(existing, Attributes):
             return self._looks.of(path, existing)
         if not self._removals.hides(path) or self._removals.is_directory(path):
-            await self._clear(path)
+            await self._clear(path, of_aliases=False)  # a new file may take the place of such
         await self._removals.settled(path)
         entry = self._floors.spool.at(path)
         if entry is None:
@@ -282,39 +257,48 @@ class RemoteWing(Wing):
                 path, base=None, permissions=permissions & ~caller.umask & 0o7777
             )
             entry.base = self._removals.replace(path, entry)
-            entry.hold = self.is_temporary(path)
+            if (alias := self._aliases.of(path)) is not None:
+                entry.base = alias.attributes.fingerprint
+            entry.hold = self._overlay.is_temporary(path)
             self._floors.spool.enter(entry)
         return self._looks.of_entry(entry)
 
     async def _existing(self, path: RemotePath, flags: int) -> Attributes | SpoolEntry | None:
         """What is already at a name that is to be created. O_EXCL wants the cluster's word, unless
         the name is a temporary that stays here."""
-        if flags & os.O_EXCL and not self.is_temporary(path):
+        if flags & os.O_EXCL and not self._overlay.is_temporary(path):
             try:
                 return await self._catalog.exclusive(path)
             except Unreachable:  # writes queue; a name that is taken becomes a conflict copy
                 log.info("%s is created without asking the cluster", path)
         try:
-            return await self._find(path)
+            return await self._overlay.find(path)
         except NotFound:
             return None
 
-    async def _clear(self, path: RemotePath) -> None:
-        """Carry out what is buried at a name that is needed again."""
+    async def _clear(self, path: RemotePath, *, of_aliases: bool = True) -> None:
+        """Carry out what is buried, or renamed only here, at a name that is needed again."""
         with self._floors.callers.interruptible():
             await self._removals.execute_now(path)
+            if of_aliases:
+                await self._aliases.settle(path)
 
-    async def _require_writable(self, directory: Node) -> None:
+    async def _require_writable(self, directory: Node) -> Attributes:
+        """Before a name in a directory is made, removed or changed."""
         path = self.path(directory)
         if self._catalog.is_signpost(path):  # also to root
             raise PermissionDenied(f"{path} only leads to the file systems of the cluster")
-        attributes = (
-            await self._catalog.root_attributes(path)
-            if directory.is_root
-            else await self._find(path)
-        )
+        attributes = await self._attributes_of(directory)
         require(self._identity, attributes, WRITE | SEARCH, path)
         await self._times.changed_in(path)
+        return attributes
+
+    async def _require_removable(self, directory: Node, path: RemotePath) -> None:
+        attributes = await self._require_writable(directory)
+        entry = self._floors.spool.at(path)
+        if entry is None or entry.base is not None:
+            there = self._catalog.peek(path)
+            require_removable(self._identity, attributes, there, path)
 
     # Names.
 
@@ -336,30 +320,32 @@ class RemoteWing(Wing):
 
     async def link(self, node: Node, new_parent: Node, new_name: str) -> Look:
         source, target = self.path(node), join(self.path(new_parent), new_name)
-        spool = self._floors.spool
-        if spool.at(source) is not None or node.kind is not Kind.FILE:
-            raise NotPermitted("only files that are on the cluster can have hard links")
-        if spool.at(target) is not None:
+        if node.kind is not Kind.FILE:
+            raise NotPermitted("only regular files can have hard links")
+        if self._floors.spool.at(target) is not None:
             raise Exists(target)
         await self._require_writable(new_parent)
         await self._clear(target)
+        await self._aliases.settle(source)
+        entry = await self._renaming.link(source, target)
+        if entry is not None:
+            return self._looks.of_entry(entry)
         return self._looks.of(target, await self._namespace.link(source, target))
+
+    def is_same(self, node: Node, parent: Node, name: str) -> bool:
+        spool = self._floors.spool
+        return spool.at(join(self.path(parent), name)) is spool.at(self.path(node))
 
     async def readlink(self, node: Node) -> str:
         path = self.path(node)
-        target = (await self._find(path)).target
+        target = (await self._overlay.find(path)).target
         if target is None:
             target = await self._catalog.read_link(path)
-        here = posixpath.dirname(path)
-        whole = posixpath.normpath(posixpath.join(here, target))
-        if is_within(whole, self._root):
-            return posixpath.relpath(whole, here) if target.startswith("/") else target
-        # On this machine the name would mean a local file. It is shown, and leads nowhere.
-        return posixpath.relpath(f"{self._root}/{OUTSIDE}{whole}", here)
+        return shown_target(target, path, self._root)
 
     async def unlink(self, parent: Node, name: str, node: Node | None, caller: Caller) -> None:
         path = join(self.path(parent), name)
-        await self._require_writable(parent)
+        await self._require_removable(parent, path)
         await self._renaming.unlink(path)
         shared = self._open.get(node.ino) if node is not None else None
         if shared is not None and node is not None and shared.path == path:
@@ -374,7 +360,7 @@ class RemoteWing(Wing):
 
     async def rmdir(self, parent: Node, name: str) -> None:
         path = join(self.path(parent), name)
-        await self._require_writable(parent)
+        await self._require_removable(parent, path)
         await self._renaming.rmdir(path)
 
     async def rename(
@@ -382,9 +368,12 @@ class RemoteWing(Wing):
     ) -> None:
         source = join(self.path(parent), name)
         target = join(self.path(new_parent), new_name)
-        await self._require_writable(parent)
+        await self._require_removable(parent, source)
+        await self._require_removable(new_parent, target)
         if new_parent is not parent:
-            await self._require_writable(new_parent)
+            moved = self._catalog.peek(source)
+            if moved is not None and moved.is_directory:  # its ".." changes
+                require(self._identity, moved, WRITE, source)
         await self._renaming.rename(source, target, replace=replace)
         for shared in self._open.values():
             if shared.path is not None and is_within(shared.path, target):
@@ -402,6 +391,8 @@ class RemoteWing(Wing):
             look = await self.look(node)
             if changes.uid not in (None, look.uid) or changes.gid not in (None, look.gid):
                 raise NotPermitted("files on the cluster cannot be given to others")
+        if not node.is_detached and self._aliases.at(self.path(node)) is not None:
+            await self._aliases.settle(self.path(node))
         if changes.size is not None:
             await self._truncate(node, changes.size, handle)
         if changes.permissions is not None or changes.mtime_ns is not None:
@@ -414,6 +405,10 @@ class RemoteWing(Wing):
             return
         shared = self._open.get(node.ino)
         if shared is not None:
+            entry = shared.entry
+            known = self._overlay.of_dirty(entry) if entry is not None else shared.attributes
+            if known is not None:
+                require(self._identity, known, WRITE, shared.path or "the file")
             await truncate_path(self._floors, shared, size)
             return
         opened = await self.open(node, os.O_WRONLY, Caller())
@@ -444,15 +439,16 @@ class RemoteWing(Wing):
         path = self.path(node)
         if self._catalog.is_signpost(path):  # as to anybody but the owner: chmod(2), utimensat(2)
             raise NotPermitted(f"{path} only leads to the file systems of the cluster")
+        attributes = await self._attributes_of(node)
         if changes.permissions is not None:
+            require_owner(self._identity, attributes, path)
             await self._namespace.change_mode(path, changes.permissions & 0o7777)
             if shared is not None:
                 shared.show_mode(changes.permissions & 0o7777)
-        attributes = (
-            await self._catalog.root_attributes(path) if node.is_root else await self._find(path)
-        )
-        if changes.permissions is not None:
+            attributes = await self._attributes_of(node)
             self._floors.cache.touch(path, attributes.fingerprint)
+        elif not permits(self._identity, attributes, WRITE):
+            require_owner(self._identity, attributes, path)
         if changes.mtime_ns is not None:
             await self._namespace.require_name(path)
             if attributes.is_directory:
@@ -460,15 +456,20 @@ class RemoteWing(Wing):
             else:
                 await self._times.set(path, attributes.fingerprint, changes.mtime_ns)
 
+    async def _attributes_of(self, node: Node) -> Attributes:
+        path = self.path(node)
+        if node.is_root:
+            return await self._catalog.root_attributes(path)
+        return await self._overlay.find(path)
+
     async def may(self, node: Node, mode: int) -> bool:
         path = self.path(node)
-        if self._floors.spool.at(path) is not None:
-            return True
+        entry = self._floors.spool.at(path)
+        if entry is not None:
+            return permits(self._identity, self._overlay.of_dirty(entry), mode & 7)
         if self._catalog.is_signpost(path) and mode & WRITE:
             return False
-        attributes = (
-            await self._catalog.root_attributes(path) if node.is_root else await self._find(path)
-        )
+        attributes = await self._attributes_of(node)
         if attributes.kind is Kind.SYMLINK:
             return True
         return permits(self._identity, attributes, mode & 7)
@@ -480,17 +481,18 @@ class RemoteWing(Wing):
         path = self.path(node)
         if self._floors.spool.at(path) is not None or node.kind is not Kind.FILE:
             raise NoSuchAttribute(name)  # what the cluster has is not what the name means
-        known = await self._find(path, fresh=True)
-        return (await self._checksums.of(path, known.fingerprint)).encode()
+        known = await self._overlay.find(path, fresh=True)
+        origin = self._aliases.origin(path)
+        return (await self._checksums.of(origin, known.fingerprint)).encode()
 
     async def attributes(self, node: Node) -> Mapping[str, str]:
-        path = self.path(node)
-        entry = self._floors.spool.at(path)
+        path = self._aliases.origin(self.path(node))
+        entry = self._floors.spool.at(self.path(node))
         if entry is not None:
             return attributes_of_entry(path, entry)
         if node.kind is not Kind.FILE:
             return attributes_of_clean(path, None, False)
-        known = await self._find(path)
+        known = await self._overlay.find(self.path(node))
         content = self._floors.cache.find(path, known.fingerprint)
         cached = content is not None and content.is_complete
         return attributes_of_clean(path, cached, self._catalog.is_offline)

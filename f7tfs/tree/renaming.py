@@ -10,7 +10,6 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from f7tfs.catalog import Catalog, is_hidden
 from f7tfs.content.journal import Journal, RenameRecord
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
@@ -24,11 +23,13 @@ from f7tfs.errors import (
     NotFound,
 )
 from f7tfs.faultpoints import reached
-from f7tfs.model import Attributes, RemotePath, Stat, is_within, name_of
+from f7tfs.model import Fingerprint, Identity, RemotePath, Stat, is_within
+from f7tfs.transfers.aliases import Aliases, is_backup, is_plain
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors
+from f7tfs.tree.overlay import Overlay
 
 log = logging.getLogger("f7tfs.tree")
 
@@ -36,26 +37,34 @@ log = logging.getLogger("f7tfs.tree")
 class Renaming:
     def __init__(
         self,
-        catalog: Catalog,
+        overlay: Overlay,
         namespace: Namespace,
         removals: Removals,
+        aliases: Aliases,
         times: Times,
         floors: Floors,
         workplace: Workplace,
         journal: Journal,
-        is_temporary: Callable[[RemotePath], bool],
+        identity: Identity,
+        *,
+        is_open: Callable[[RemotePath], bool],
     ) -> None:
-        self._catalog = catalog
+        self._identity = identity
+        self._is_open = is_open
+        self._overlay = overlay
         self._namespace = namespace
         self._removals = removals
+        self._aliases = aliases
         self._times = times
         self._floors = floors
         self._workplace = workplace
         self._journal = journal
-        self._is_temporary = is_temporary
 
     async def unlink(self, path: RemotePath) -> None:
         entry = self._floors.spool.at(path)
+        if entry is None and self._aliases.at(path) is not None:
+            await self._unlink_alias(path)
+            return
         if entry is None:
             await self._unlink_remote(path)
             return
@@ -64,14 +73,89 @@ class Renaming:
                 await self._unlink_remote(path)
                 return
             await self._floors.uploads.recognise(entry)
-            if entry.base is not None:
+            if (
+                entry.base is not None
+                and path == entry.path
+                and not self._aliases.hides(path)  # else what is there is the backup's content
+            ):
                 with contextlib.suppress(NotFound):  # already gone on the cluster
                     await self._removals.remove_file(path, besides=entry)
-            await self._floors.uploads.discard(entry)
+            await self._displace(entry, path)
         await self._forget(path)
 
+    async def _displace(self, entry: SpoolEntry, path: RemotePath) -> Fingerprint | None:
+        """A name of a dirty file is gone, or another's from now on: the file lives on under its
+        other names, or ends. Returns what the cluster was known to have under the name. The caller
+        holds the entry's turn."""
+        uploads, base = self._floors.uploads, None
+        if path == entry.path:
+            base, entry.base = entry.base, None
+        if not entry.links:
+            await uploads.discard(entry)
+            return base
+        self._floors.spool.drop_name(entry, path)
+        await self._renamed(entry)
+        return base
+
+    async def _renamed(self, entry: SpoolEntry, *, itself: bool = True, must: bool = False) -> None:
+        """The names of a dirty file changed. It is held while all of them are temporary ones; an
+        ordinary one is published first. `itself`: not only a directory above it."""
+        spool = self._floors.spool
+        if itself:
+            ordinary = [name for name in entry.names if not self._overlay.is_temporary(name)]
+            if entry.base is None and ordinary and entry.path not in ordinary:
+                spool.lead(entry, ordinary[0])
+            entry.hold = not ordinary
+        if must or entry.state is not State.OPEN or entry.journaled or entry.replaced:
+            await spool.commit(entry)
+            self._journal.once_durable(lambda: reached("rename.recorded"))
+        self._floors.uploads.renamed(entry)
+
+    async def link(self, source: RemotePath, target: RemotePath) -> SpoolEntry | None:
+        """link(2) of a dirty file: local until it is published (docs/decisions/0014). None if it
+        is a clean one. Raises Exists, and NotPermitted where links are known to be refused."""
+        spool = self._floors.spool
+        entry = spool.at(source)
+        if entry is None:
+            return None
+        await self._namespace.require_name(target)
+        async with self._floors.callers.turn(entry.turn):
+            if spool.at(source) is not entry:
+                return None  # published while we waited
+            if spool.at(target) is not None or await self._overlay.remote(target) is not None:
+                raise Exists(target)
+            await self._floors.uploads.recognise(entry)
+            if spool.at(source) is not entry or spool.at(target) is not None:
+                raise Exists(target)
+            self._namespace.require_links(source, target)
+            spool.add_name(entry, target)
+            await self._renamed(entry)
+            return entry
+
+    async def _unlink_alias(self, path: RemotePath) -> None:
+        """A backup that the cluster never saw. Without a new file in its place, it is the file
+        itself that is removed."""
+        alias = self._aliases.at(path)
+        if alias is None:  # carried out meanwhile
+            await self._unlink_remote(path)
+            return
+        source = RemotePath(alias.source)
+        entry = self._floors.spool.at(source)
+        async with contextlib.AsyncExitStack() as turns:
+            if entry is not None:
+                await turns.enter_async_context(self._floors.callers.turn(entry.turn))
+            await turns.enter_async_context(self._floors.callers.turn(self._aliases.steady()))
+            if self._aliases.at(path) is alias and self._floors.spool.at(source) is entry:
+                if entry is None:
+                    with contextlib.suppress(NotFound):
+                        await self._removals.remove_file(source)
+                    await self._forget(source)
+                await self._aliases.drop(alias)
+                return
+        await self._unlink_alias(path)
+
     async def _unlink_remote(self, path: RemotePath) -> None:
-        attributes = await self._remote(path)
+        attributes = await self._overlay.remote(path)
         if attributes is None:
             raise NotFound(path)
         if attributes.is_directory:
@@ -86,7 +170,7 @@ class Renaming:
     async def rmdir(self, path: RemotePath) -> None:
         if self._floors.spool.at(path) is not None:
             raise NotADirectory(path)
-        attributes = await self._remote(path)
+        attributes = await self._overlay.remote(path)
         if attributes is None:
             raise NotFound(path)
         if not attributes.is_directory:
@@ -104,8 +188,17 @@ class Renaming:
         await self._namespace.require_name(source)
         await self._namespace.require_name(target)
         spool = self._floors.spool
-        if spool.at(source) is None and self._removals.hides(source):
+        if spool.at(source) is None and (
+            self._removals.hides(source) or self._aliases.hides(source)
+        ):
             raise NotFound(source)
+        if await self._rename_to_backup(source, target):
+            return
+        moved = spool.at(source)
+        with self._floors.callers.interruptible():
+            await self._aliases.settle(source)
+            if moved is None or moved.base is not None or self._aliases.at(target) is not None:
+                await self._aliases.settle(target)  # else the new file starts from what is there
         if self._removals.is_directory(target):
             # Never while turns are held: a tombstone waits for uploads, and these for their turn.
             with self._floors.callers.interruptible():
@@ -115,16 +208,56 @@ class Renaming:
             for entry in sorted(below, key=lambda one: one.path):
                 await turns.enter_async_context(self._floors.callers.turn(entry.turn))
             moved, replaced = spool.at(source), spool.at(target)
+            if moved is not None and moved is replaced:
+                return  # two names of one file: rename(2) does nothing
             for dirty in (moved, replaced):
                 if dirty is not None:
                     await self._floors.uploads.recognise(dirty)
             if replaced is not None and not replace:
                 raise Exists(target)
             if moved is not None and moved.base is None:
+                spool.lead(moved, source)
                 async with self._journal.together():
                     await self._rename_local(moved, target, replaced, replace=replace)
+            elif moved is not None and source != moved.path:
+                await self._rename_link(moved, source, target, replaced, replace=replace)
             else:
                 await self._rename_remote(source, target, replaced, replace=replace)
+
+    async def _rename_to_backup(self, source: RemotePath, target: RemotePath) -> bool:
+        """Of a file that the cluster has, to a backup name: only here, for as long as a new file
+        may take its place. False where it is a rename like any other."""
+        spool = self._floors.spool
+        entry = spool.at(source)
+        if (
+            not is_backup(source, target)
+            or self._is_open(source)
+            or spool.at(target) is not None
+            or self._removals.hides(target)
+            or any(self._aliases.hides(path) for path in (source, target))
+            or self._aliases.at(target) is not None
+            or (entry is not None and (entry.base is None or entry.links))
+        ):
+            return False
+        attributes = await self._overlay.remote(source)
+        if attributes is None or not is_plain(attributes, self._identity.uid):
+            return False
+        if await self._overlay.remote(target) is not None or spool.at(source) is not entry:
+            return False
+        if entry is None:
+            await self._aliases.make(source, target, attributes)
+            return True
+        async with self._floors.callers.turn(entry.turn):
+            await self._floors.uploads.recognise(entry)
+            if spool.at(source) is not entry or entry.base is None or spool.at(target) is not None:
+                return False
+            # What is written here goes to the backup; what the cluster has is replaced by the new
+            # file, or removed once the backup is there.
+            base, entry.base = entry.base, None
+            spool.retarget(entry, target)
+            await self._removals.bury_behind(source, base, entry)
+            await self._renamed(entry)
+        return True
 
     async def _rename_local(
         self,
@@ -136,7 +269,7 @@ class Renaming:
     ) -> None:
         """The file never was on the cluster: only the upload's target changes. What is replaced
         there becomes the base that it was made from."""
-        there = await self._remote(target) if replaced is None else None
+        there = await self._overlay.remote(target) if replaced is None else None
         if there is not None and there.is_directory:
             raise IsADirectory(target)
         if there is not None and not replace:
@@ -144,17 +277,40 @@ class Renaming:
         await self._removals.settled(target)
         buried = self._removals.replace(target, moved)
         base = there.fingerprint if there is not None else buried
+        if replaced is None and (alias := self._aliases.of(target)) is not None:
+            base = alias.attributes.fingerprint
         if replaced is not None:
-            base = replaced.base
-            await self._floors.uploads.discard(replaced)
+            base = await self._displace(replaced, target)
         moved.base = base
         self._floors.spool.retarget(moved, target)
-        moved.hold = self._is_temporary(target)
         self._floors.cache.forget(target)
-        if moved.state is not State.OPEN or moved.journaled or replaced is not None:
-            await self._floors.spool.commit(moved)
-            self._journal.once_durable(lambda: reached("rename.recorded"))
-        self._floors.uploads.renamed(moved)
+        await self._renamed(moved, must=replaced is not None)
+
+    async def _rename_link(
+        self,
+        moved: SpoolEntry,
+        source: RemotePath,
+        target: RemotePath,
+        replaced: SpoolEntry | None,
+        *,
+        replace: bool,
+    ) -> None:
+        """The file is on the cluster, but not under this name of it. What is at the target goes
+        first: a link replaces nothing."""
+        there = await self._overlay.remote(target) if replaced is None else None
+        if there is not None and there.is_directory:
+            raise IsADirectory(target)
+        if there is not None and not replace:
+            raise Exists(target)
+        base = there.fingerprint if there is not None else None
+        if replaced is not None:
+            base = await self._displace(replaced, target)
+        if base is not None:
+            with contextlib.suppress(NotFound):
+                await self._removals.remove_file(target, besides=moved)
+        self._floors.spool.retarget(moved, target, source)
+        self._floors.cache.forget(target)
+        await self._renamed(moved)
 
     async def _rename_remote(
         self,
@@ -166,9 +322,9 @@ class Renaming:
     ) -> None:
         """The name exists on the cluster: it changes there, and dirty files below go along."""
         spool, uploads = self._floors.spool, self._floors.uploads
-        known = await self._remote(source)
+        known = await self._overlay.remote(source)
         is_directory = known is not None and known.is_directory
-        if [one for one in spool.within(target) if one.path != target]:
+        if [name for name, _ in spool.names_within(target) if name != target]:
             raise NotEmpty(target) if is_directory else IsADirectory(target)
         if replaced is not None and is_directory:
             raise NotADirectory(target)
@@ -199,7 +355,7 @@ class Renaming:
         await self._removals.exhume(target)  # what was buried there has been replaced
         await self._removals.retarget(source, target)
         if replaced is not None:
-            await uploads.discard(replaced)
+            await self._displace(replaced, target)
         for entry in spool.within(source):
             if entry.temporary is not None and is_within(entry.temporary, source):
                 # The temporary moved with its directory; what is under way goes to the old place.
@@ -208,13 +364,10 @@ class Renaming:
                 entry.ticket, entry.form_sent = None, False
                 new = RemotePath(target + old[len(source) :])
                 uploads.later(self._workplace.litter_moved, old, new)
-            spool.retarget(entry, RemotePath(target + entry.path[len(source) :]))
-            if entry.path == target:
-                entry.hold = self._is_temporary(target)
-            if entry.journaled or entry.replaced:
-                await spool.commit(entry)
-                self._journal.once_durable(lambda: reached("rename.recorded"))
-            uploads.renamed(entry)
+            for name in entry.names:
+                if is_within(name, source):
+                    spool.retarget(entry, RemotePath(target + name[len(source) :]), name)
+            await self._renamed(entry, itself=entry.path == target)
         self._floors.cache.rename(source, target)
         self._floors.cache.touch(target, after.fingerprint)
         await self._times.rename(source, target)
@@ -234,11 +387,3 @@ class Renaming:
                     log.info("%s was renamed to %s when a daemon ended", source, target)
                     await self._follow(source, target, self._floors.spool.at(target), after)
                 await self._namespace.rename_followed(source)
-
-    async def _remote(self, path: RemotePath) -> Attributes | None:
-        if self._removals.hides(path) or is_hidden(name_of(path)):
-            return None
-        try:
-            return await self._catalog.attributes(path)
-        except NotFound:
-            return None

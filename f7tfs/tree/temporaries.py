@@ -23,7 +23,7 @@ _TEMPORARY = re.compile(
 )
 _RSYNC = re.compile(r"\.(?P<name>.+)\.[A-Za-z0-9]{6}", re.DOTALL)
 _JUNK = re.compile(
-    r"\..*\.sw[a-z]|\..*\.swx|\.~lock\..*#|\.nfs.*|\.fuse_hidden.*|\.DS_Store|\._.*|\.directory"
+    r"\..*\.sw[a-z]x?|\.~lock\..*#|\.nfs.*|\.fuse_hidden.*|\.DS_Store|\._.*|\.directory"
     r"|Thumbs\.db|desktop\.ini",
     re.DOTALL,
 )

@@ -106,14 +106,17 @@ class Tree:
                 raise
         known = self.nodes.child(parent, name)
         if known is not None and known.others:
-            return known, await wing.look(known)  # one inode, one answer for all its names
+            if wing.is_same(known, parent, name):
+                return known, await wing.look(known)  # one inode, one answer for all its names
+            self.nodes.detach(parent, name)
+            known = None
         replaced = known is not None and known.opened and await wing.let_go_if_replaced(known, look)
         if replaced and self.nodes.child(parent, name) is known:
             self.nodes.detach(parent, name)
-        return self.nodes.ensure(parent, name, look.kind, wing), look
+        return self._node_for(parent, name, look, wing), look
 
     def _node_for(self, parent: Node, name: str, look: Look, wing: Wing) -> Node:
-        return self.nodes.ensure(parent, name, look.kind, wing)
+        return self.nodes.ensure(parent, name, look.kind, wing, look.first_name)
 
     async def look(self, ino: int) -> Look:
         node = self.node(ino)

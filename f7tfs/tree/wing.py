@@ -21,7 +21,8 @@ ATTRIBUTE_TIMEOUT = 1.0  # seconds for which the kernel may keep attributes and 
 
 class Look(msgspec.Struct, frozen=True):
     """What stat(2) shows of a node. `version` tells one content from another: while it is the
-    same, the kernel keeps its pages. `timeout` in seconds."""
+    same, the kernel keeps its pages. `timeout` in seconds. `first_name`: of a file with several
+    names, the path of one, from the mount's root."""
 
     kind: Kind
     permissions: int
@@ -32,6 +33,7 @@ class Look(msgspec.Struct, frozen=True):
     nlink: int = 1
     timeout: float = ATTRIBUTE_TIMEOUT
     version: object = None
+    first_name: str = ""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -86,6 +88,10 @@ class Wing:
         """Whether the name now means another file than the one that is open as `node`. Then what
         is open keeps its inode and what it has, without a name."""
         return False
+
+    def is_same(self, node: Node, parent: Node, name: str) -> bool:
+        """Whether a second name, made by link(2), still means the file of `node`."""
+        return True
 
     async def create(
         self, parent: Node, name: str, permissions: int, flags: int, caller: Caller
