@@ -46,6 +46,7 @@ FAULTS: dict[str, dict[str, Any] | None] = {
 WEIGHTS = (60, 14, 8, 6, 6, 6)
 
 
+@pytest.mark.timeout(120 + 3 * DROPS)
 @pytest.mark.parametrize("api", ["v1", "v2"])
 def test_exactly_the_accepted_drops_are_jobs(api: str, capsys: Any) -> None:
     rng = random.Random(6)
