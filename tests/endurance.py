@@ -318,6 +318,7 @@ def moves(stage: Stage, count: int, seed: int) -> bool:
             far.mkdir(folder)
             far.write(f"{folder}/a", content)
             what, action = actions[number % len(actions)]
+            mount.refresh()
             mount.run(f"cat mnt/{folder}/a >/dev/null")
             rule = {"match": "*", "skip": 0 if what == "offline" else chance.randrange(12),
                     "times": None if what == "offline" else chance.choice([1, 1, 2, 5]),
@@ -328,7 +329,9 @@ def moves(stage: Stage, count: int, seed: int) -> bool:
                 return place.read_bytes() if place.exists() else None
 
             simulator.faults([rule])
-            done = mount.run(f"cp mnt/{folder}/a mnt/{folder}/b; rm mnt/{folder}/a", check=False)
+            done = mount.run(
+                f"cp mnt/{folder}/a mnt/{folder}/b && rm mnt/{folder}/a", timeout=60, check=False
+            )
             crashed = chance.random() < 0.15
             if crashed:
                 mount.kill()

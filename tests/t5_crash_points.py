@@ -62,9 +62,8 @@ SCENES = [
     ),
     Scene(
         "many",
-        "archive.expected +archive.brought +archive.extracted +archive.removed"
-        " upload.record-dropped:2",
-        "for n in 1 2 3 4 5 6; do cp $SMALL $D/$n; done",
+        "archive.expected +archive.brought +archive.extracted +archive.removed",
+        "cd $D; tee 1 2 3 4 5 6 <$SMALL >/dev/null",  # closed at once, so that they go together
         {},
         {str(n): SMALL for n in range(1, 7)},
     ),

@@ -1,0 +1,100 @@
+"""Conflicts that come at a bad moment: both are kept, and there is none with ourselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import STAGING_INTERVAL, Place
+from t3_scenarios import data_of
+from waits import wait_until
+
+pytestmark = [pytest.mark.simulator, pytest.mark.timeout(120)]
+BIG = data_of(6_000_000)
+KEPT = r"the local version is|again in"
+
+
+@pytest.fixture(params=["v1", "v2"])
+def slow(request: pytest.FixtureRequest, own_simulator: Callable[..., Place]) -> Place:
+    """A server whose staged uploads arrive when the test says so."""
+    if request.param == "v1":
+        return own_simulator(staging_interval=3600)
+    return own_simulator(api="v2", ingest_sleep=1, staging_interval=STAGING_INTERVAL)
+
+
+@pytest.mark.parametrize("how", ["changed", "removed", "replaced by a directory", "chmod"])
+def test_while_the_server_sweeps(slow: Place, how: str) -> None:
+    """Writing: "… and **again immediately before publishing; that one counts**": what happens on
+    the cluster during the 60 seconds of a staged upload is not overwritten."""
+    far: Any = slow.far(slow.directory)
+    simulator = slow.simulator
+    assert simulator is not None
+    far.write("file", b"base")
+    far.age("file")
+    with slow.mount(slow.directory) as mount:
+        mount.start()
+        mount.announce(KEPT)
+        mount.call((mount.path / "file").read_bytes)
+        is_v1 = mount.status()["mount"]["dialect"] == "v1"
+        if not is_v1:
+            simulator.hold_jobs(True)
+        mount.call((mount.path / "file").write_bytes, BIG)
+        item = wait_until(lambda: mount.uploads()["items"], "the upload")[0]
+        wait_until(lambda: mount.uploads()["items"][0]["sent"] == len(BIG), f"the bytes: {item}")
+        if how == "changed":
+            far.write("file", b"theirs, and longer")
+        elif how == "chmod":
+            far.chmod("file", 0o600)
+        else:
+            far.remove("file")
+            if how != "removed":
+                far.mkdir("file")
+        if not is_v1:
+            simulator.hold_jobs(False)
+
+        def is_over() -> bool:
+            if is_v1:
+                simulator.sweep()
+            return not mount.uploads()["items"]
+
+        wait_until(is_over, "the upload to end", 30.0)
+        beside = sorted(far.names() - {"file"})
+        if how in {"removed", "chmod"}:
+            assert beside == []
+            assert far.read("file") == BIG
+        else:
+            (name,) = beside
+            assert name.startswith("file.conflict-")
+            assert far.read(name) == BIG
+            assert far.is_directory("file") or far.read("file") == b"theirs, and longer"
+        mount.sync()
+        mount.assert_quiet()
+
+
+@pytest.mark.parametrize("api", ["v1", "v2"])
+def test_our_own_lost_reply_is_no_conflict(own_simulator: Callable[..., Place], api: str) -> None:
+    """Not a conflict: "a remote equal to what we journaled just before publishing (lost reply)",
+    also when the reply of each later look is lost, and the daemon ends."""
+    options = {"api": "v2", "ingest_sleep": 1} if api == "v2" else {}
+    place = own_simulator(**options)
+    far: Any = place.far(place.directory)
+    simulator = place.simulator
+    assert simulator is not None
+    far.write("file", b"base")
+    far.age("file")
+    publish = {"v1": "PUT /utilities/rename", "v2": "POST /filesystem/cluster/ops/extract"}[api]
+    with place.mount(place.directory) as mount:
+        mount.start()
+        mount.announce(KEPT, "EIO", "Unreachable", "linking", "offline")
+        (ident,) = simulator.faults([{"match": publish, "action": {"drop": "after"}}])
+        mount.call((mount.path / "file").write_bytes, b"mine")
+        wait_until(lambda: simulator.fired().get(ident), "the lost reply")
+        mount.kill()
+        simulator.clear_faults()
+        mount.start()
+        mount.sync()
+        assert far.names() == {"file"}
+        assert far.read("file") == b"mine"
+        assert mount.unmount_plainly() == 0
+        assert far.all_litter() == []
