@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -288,3 +289,33 @@ def test_rename_of_a_directory_below_itself(door: Door, far: Any) -> None:
     refused(errno.EINVAL, door.rename, "a", "a/b/c")
     assert far.names() == {"a"}
     assert far.names("a") == {"b"}
+
+
+def test_a_removal_does_not_wait_for_a_file_that_is_written_again(
+    door_with: Callable[..., Door], far: Any
+) -> None:
+    """Tenet 2; found by the model: mkdir at a removed name waited for a file that the removal
+    stands behind, and that somebody had opened and written again."""
+    far.write("name", b"old")
+    door = door_with(writeback_delay=60)
+    door.write("copy", b"old")
+    door.unlink("name")
+    with door.open("copy", os.O_RDWR) as file:
+        file.write(b"new")
+        door.mkdir("name")
+        assert set(door.listdir()) >= {"copy", "name"}
+    door.sync()
+    assert far.is_directory("name")
+    assert far.read("copy") == b"new"
+
+
+def test_a_mode_that_changed_under_an_open_file_stays(door: Door, far: Any) -> None:
+    """Found by the model: a write through a handle that was opened before the chmod of a clean file
+    brought the old mode back."""
+    far.write("file", b"old", 0o644)
+    with door.open("file", os.O_RDWR) as file:
+        door.chmod("file", 0o600)
+        file.write(b"new")
+    door.sync()
+    assert door.stat("file").permissions == 0o600
+    assert far.mode("file") == 0o600

@@ -264,7 +264,10 @@ class Removals:
             reached("removal.ended")
 
     def _waits_for(self, record: RemovalRecord) -> list[SpoolEntry]:
-        return [one for name in record.uploads if (one := self._spool.by_id(name)) is not None]
+        """Not for what is being written again: nobody knows when it is closed, and its content is
+        in the spool."""
+        found = [one for name in record.uploads if (one := self._spool.by_id(name)) is not None]
+        return [one for one in found if one.state is not State.OPEN or one.is_owed]
 
     async def _remove_if_unchanged(self, path: RemotePath, record: RemovalRecord) -> None:
         stat = await self._namespace.find(path)
