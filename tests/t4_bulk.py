@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sim_process import Simulator
+from waits import wait_until
 
 pytestmark = pytest.mark.simulator
 APIS = ("v1", "v2")
@@ -72,3 +73,31 @@ def test_a_thousand_small_files_cost_few_calls(
         assert sum(counted.values()) <= 80
         assert mount.uploads()["pending"] == 0
         mount.assert_quiet()
+
+
+def seconds_of_cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_what_waits_for_its_next_try_costs_nothing(own_simulator: Callable[..., Any]) -> None:
+    """Files that failed, and were closed longer than ten delays ago, are looked at again when
+    their next try is due, not all the time."""
+    place = own_simulator()
+    with place.mount(place.directory, writeback_delay=0.05) as mount:
+        mount.start()
+        mount.announce("an archive of")
+        away = {"status": 400, "headers": {"X-Machine-Not-Available": "down"}, "body": "{}"}
+        rule = {"match": "POST /utilities/extract", "times": None, "action": away}
+        (ident,) = place.simulator.faults([rule])
+        mount.run("for n in 1 2 3 4; do echo $n > mnt/file-$n; done")
+        wait_until(lambda: place.simulator.fired().get(ident) == 3, "the third try")
+        time.sleep(0.5)  # the archive is removed; the next try comes 4 s after the third
+        before, began = seconds_of_cpu(mount.pid), time.monotonic()
+        time.sleep(1.0)  # what is measured
+        assert seconds_of_cpu(mount.pid) - before < 0.2 * (time.monotonic() - began)
+        place.simulator.clear_faults()
+        mount.run("echo another > mnt/another")
+        wait_until(lambda: (Path(place.directory) / "another").exists(), "it does not wait")
+        mount.sync()
+        assert (Path(place.directory) / "file-4").read_text() == "4\n"

@@ -95,8 +95,9 @@ class Bulk:
 
     def cut(self, waiting: Sequence[SpoolEntry], *, now: float, longest: float) -> list[SpoolEntry]:
         """Of the files that fit, those that go now: a full archive, or all that wait, once no more
-        have come for a while, somebody waits for one, or one has waited for `longest` seconds."""
-        queue = sorted(waiting, key=lambda one: one.due)
+        have come for a while, somebody waits for one, or one has waited for `longest` seconds.
+        What failed and has its next try later neither goes nor keeps others waiting."""
+        queue = sorted((one for one in waiting if not _rests(one, now)), key=lambda one: one.due)
         limit = min(ARCHIVE_LIMIT, self._cluster.capabilities.direct_upload_limit)
         taken: list[SpoolEntry] = []
         size = 2 * BLOCK
@@ -106,12 +107,16 @@ class Bulk:
                 return taken
             taken.append(entry)
         is_quiet = all(one.due <= now for one in taken)
-        presses = any(
-            one.is_hurried or (one.owed_since is not None and now - one.owed_since >= longest)
-            for one in taken
-            if one.due <= now
-        )
+        presses = any(_presses_at(one, longest) <= now for one in taken)
         return taken if is_quiet or presses else []
+
+    def next_cut(self, waiting: Sequence[SpoolEntry], *, now: float, longest: float) -> float:
+        """When `cut`, which takes nothing now, may take something if nothing happens (trio time):
+        always later than now."""
+        fresh = [one for one in waiting if not _rests(one, now)]
+        rested = (one.due for one in waiting if _rests(one, now))
+        quiet = max((one.due for one in fresh), default=float("inf"))
+        return min(quiet, *rested, *(_presses_at(one, longest) for one in fresh), float("inf"))
 
     # Going.
 
@@ -217,6 +222,19 @@ class Bulk:
             arrivals.append(Arrival(entry, found.fingerprint, versions[entry]))
         if arrivals:
             await self._attempts.settle(arrivals)
+
+
+def _rests(entry: SpoolEntry, now: float) -> bool:
+    return entry.attempts > 0 and entry.due > now
+
+
+def _presses_at(entry: SpoolEntry, longest: float) -> float:
+    """From when on others that are not due go along with it (trio time)."""
+    if entry.is_hurried:
+        return entry.due
+    if entry.owed_since is None:
+        return float("inf")
+    return max(entry.due, entry.owed_since + longest)
 
 
 def _directories(entries: Iterable[SpoolEntry]) -> list[RemotePath]:

@@ -7,6 +7,7 @@ parallel. How one attempt travels is in `attempt`, how many small files travel t
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import trio
@@ -35,6 +36,7 @@ LONGEST_DELAYS = 10
 ARCHIVES = 2  # at once
 AGAIN = 1.0  # seconds until what an archive did not bring is in the next one
 BURST = 0.02  # seconds
+LOOK_SHARE = 0.1  # of the time, at most, that looks at all dirty files may take
 UNCLASSIFIED_TRIES = 10
 CANCELLED_TRIES = 3
 
@@ -156,17 +158,16 @@ class Uploads:
         file that somebody has begun to write again is not waited for: its bytes are journaled."""
         waiting = [(one, one.version) for one in entries]
         while True:
-            waiting = [
-                (one, version)
-                for one, version in waiting
-                if not one.is_gone
-                and one.published < version
-                and not (one.state is State.OPEN and one.version != version)
-            ]
+            left = []
+            for one, version in waiting:  # by and by: a change looks at one of them, not at all
+                while _is_awaited(one, version) and one.state is not State.STUCK:
+                    await self._spool.changed.wait()
+                if _is_awaited(one, version):
+                    left.append((one, version))
+            waiting = left
             stuck = [one for one, _ in waiting if one.state is State.STUCK]
             if len(stuck) == len(waiting):
                 return stuck
-            await self._spool.changed.wait()
 
     async def drain(self, directory: RemotePath) -> list[SpoolEntry]:
         """Everything at or below `directory` that was closed, to the cluster now, also what is
@@ -201,6 +202,7 @@ class Uploads:
         while True:
             await self._breaker.back()  # while the API is offline, nothing is tried
             now, next_due = trio.current_time(), float("inf")
+            began = time.perf_counter()
             together = []
             for entry in self._spool:
                 if (
@@ -218,9 +220,11 @@ class Uploads:
                     self._nursery.start_soon(self._attempt, entry)
             next_due = min(next_due, self._start_archives(together, now))
             self._wake = trio.Event()
+            took = time.perf_counter() - began
             with trio.move_on_at(next_due):
                 await self._wake.wait()
-                await trio.sleep(BURST)  # closes come in bursts; one look serves them all
+            # Closes come in bursts; one look serves them all.
+            await trio.sleep(max(BURST, took / LOOK_SHARE))
 
     def _start_archives(self, waiting: list[SpoolEntry], now: float) -> float:
         """Send what is ready to go in archives, or alone where there are not enough for one;
@@ -229,9 +233,9 @@ class Uploads:
             longest = LONGEST_DELAYS * self._delay
             taken = self._bulk.cut(waiting, now=now, longest=longest)
             if not taken:
-                oldest = min(one.owed_since or now for one in waiting)
-                return min(max(one.due for one in waiting), oldest + longest)
-            waiting = [one for one in waiting if one not in set(taken)]
+                return self._bulk.next_cut(waiting, now=now, longest=longest)
+            chosen = set(taken)
+            waiting = [one for one in waiting if one not in chosen]
             for entry in taken:
                 self._begin(entry)
             if len(taken) < FEW:
@@ -333,6 +337,14 @@ class Uploads:
         self._spool.move(entry, State.QUEUED)
         entry.due = trio.current_time() + pause
         self._poke()
+
+
+def _is_awaited(entry: SpoolEntry, version: int) -> bool:
+    return (
+        not entry.is_gone
+        and entry.published < version
+        and not (entry.state is State.OPEN and entry.version != version)
+    )
 
 
 def may_pass(error: F7tfsError | OSError, tries: int, cancels: int = 0) -> bool:
