@@ -257,6 +257,11 @@ class Catalog:
             return self._singles[path][0]
         return found
 
+    def known_size(self, directory: RemotePath) -> int:
+        """How many names a directory had when it was last listed; 0 where none is known."""
+        listing = self._listings.get(directory)
+        return len(listing.entries) if listing is not None else 0
+
     def is_known_absent(self, path: RemotePath) -> bool:
         """Whether a listing within its TTL shows that the name is not there."""
         if parent_of(path) in self._way:

@@ -50,6 +50,7 @@ WORTH = 5.0  # seconds; what is forgotten sooner is not worth fetching ahead
 TREE_GRACE = 5.0  # seconds beyond the server's own limit for a command
 TREE_ENTRIES = 60_000  # in a recursive listing; the server's limit is near 75,000 (v1 FACTS §4)
 TREE_DIRECTORIES = DIRECTORIES // 2  # kept of one recursive listing
+BESIDE = 2000  # names that nobody asked for, in a recursive listing instead of single ones
 FEW = 3  # directories that are cheaper to list singly than recursively
 SLICE = 1000  # entries taken in before other tasks have a turn
 
@@ -182,6 +183,7 @@ class Flights:
             if (under_way := self._flights.get(directory)) is not None:
                 under_way.outdate(directory)  # it asked earlier
             flight = self._start(directory)
+            flight.tree = None  # one under way asked earlier as well
             flight.hurry()
             flights.append((directory, flight))
         for directory, flight in flights:
@@ -199,12 +201,15 @@ class Flights:
         root = RemotePath(os.path.commonpath(directories))
         if not self._may_list_tree(root, again=True):
             return None
-        pending, seen = [root], 0
+        wanted, pending, seen, beside = set(directories), [root], 0, 0
         while pending:
             directory = pending.pop()
             listing = self.listings.get(directory)
             seen += 1
             if listing is None or seen > 2 * len(directories):
+                return None
+            beside += 0 if directory in wanted else len(listing.entries)
+            if beside > BESIDE:
                 return None
             pending += [
                 join(directory, name) for name, one in listing.entries.items() if one.is_directory

@@ -282,3 +282,53 @@ def test_rm_right_after_cp(door: Door, far: Any) -> None:
     assert sorted(door.listdir()) == sorted(copies)
     door.sync()
     arrived(far, copies)
+
+
+def test_a_name_that_a_listing_shows_otherwise_is_not_replaced(
+    door: Door, far: Any, simulator: Simulator
+) -> None:
+    """A listing shows a literal backslash like an escape: only a stat of the name tells."""
+    if not simulator.v2_url:
+        pytest.skip("v1 carries no backslash")
+    door.announce("conflict|changed on the cluster")
+    name = r"a\303\274b"
+    far.write(name, b"theirs")
+    files = contents(3) | {name: b"ours"}
+    put_all(door, files)
+    door.sync()
+    assert far.read(name) == b"theirs"
+    (beside,) = far.names() - set(files)
+    assert far.read(beside) == b"ours"
+
+
+def test_an_archive_that_cannot_be_removed_stops_nobody(
+    door: Door, far: Any, simulator: Simulator
+) -> None:
+    door.announce("are not there", "stays", "removed later")
+    disturb(simulator, "POST extract", {"drop": "before"})
+    denied: dict[str, Any] = {"status": 400, "headers": {"X-Permission-Denied": "no"}, "body": "{}"}
+    if simulator.v2_url:
+        message = "rm: cannot remove: Permission denied"
+        body = {"errorType": "error", "message": message, "data": None}
+        denied = {"status": 403, "body": body}
+    disturb(simulator, "DELETE rm", denied, times=2, where=".tar")
+    files = contents(4)
+    put_all(door, files)
+    door.sync()
+    arrived(far, files)
+
+
+def test_a_few_files_in_a_crowded_directory_go_by_themselves(
+    door: Door, far: Any, simulator: Simulator
+) -> None:
+    """Listing thousands of names before and after costs more than two files do."""
+    far.mkdir("crowded")
+    for number in range(2500):
+        far.write(f"crowded/{number}", b"")
+    door.listdir("crowded")
+    simulator.reset_calls()
+    put_all(door, {"crowded/one": b"1", "crowded/two": b"2"})
+    door.sync()
+    assert (far.read("crowded/one"), far.read("crowded/two")) == (b"1", b"2")
+    assert count(simulator, "POST extract") == 0 or count(simulator, "POST upload") == 2
+    assert count(simulator, "GET ls") == 0

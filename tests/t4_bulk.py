@@ -98,6 +98,6 @@ def test_what_waits_for_its_next_try_costs_nothing(own_simulator: Callable[..., 
         assert seconds_of_cpu(mount.pid) - before < 0.2 * (time.monotonic() - began)
         place.simulator.clear_faults()
         mount.run("echo another > mnt/another")
-        wait_until(lambda: (Path(place.directory) / "another").exists(), "it does not wait")
+        wait_until((Path(place.directory) / "another").exists, "it does not wait")
         mount.sync()
         assert (Path(place.directory) / "file-4").read_text() == "4\n"

@@ -106,6 +106,7 @@ class Attempts:
                 self._require_current(entry, version)
                 there = await self.recognise(entry)
                 if there is not None and entry.expected_version == version:
+                    there = await self._with_mode(entry, there)
                     await self._settle(entry, there, version, adopt=False)
                     return
         if await self._is_known_to_stay(entry):
@@ -382,10 +383,14 @@ class Attempts:
                 entry.base = ours.fingerprint if ours is not None else None
                 entry.in_place = False
                 raise
-            if stat.mode & 0o7777 != entry.permissions and stat.uid == self._identity.uid:
-                await self._cluster.change_mode(entry.path, entry.permissions)
-                stat = await self._cluster.stat(entry.path)
-            await self._settle(entry, stat, version)
+            await self._settle(entry, await self._with_mode(entry, stat), version)
+
+    async def _with_mode(self, entry: SpoolEntry, there: Stat) -> Stat:
+        """What is there, with the mode that it was to have."""
+        if there.mode & 0o7777 == entry.permissions or there.uid != self._identity.uid:
+            return there
+        await self._cluster.change_mode(entry.path, entry.permissions)
+        return await self._cluster.stat(entry.path)
 
     async def _bring_beside(self, entry: SpoolEntry, version: int) -> None:
         entry.in_place = False
@@ -454,6 +459,8 @@ class Attempts:
             except OSError as error:  # the cache is a convenience
                 log.warning("%s is not kept in the cache: %s", entry.path, error)
             reached("upload.adopted")
+            if not self._is_clean(one):  # written to while it was copied
+                self._cache.forget(entry.path)
         if self._is_clean(one):
             self._spool.unlink(entry)
         elif not entry.is_gone:

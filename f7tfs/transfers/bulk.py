@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ ARCHIVE_LIMIT = 4 << 20  # bytes
 MEMBERS = 1000
 FEWEST = 50  # members, however slow the cluster's file system is
 FEW = 2  # files that are worth an archive
+CROWD = 1000  # names listed twice, that cost as much as a file that goes by itself
 ARCHIVES = 3  # whose outcome was not known, before a file goes by itself
 QUICK = 0.5  # of the server's limit of time: an extraction that took longer makes the next smaller
 BLOCK = tarfile.BLOCKSIZE
@@ -79,7 +81,8 @@ class Bulk:
     # What may go, and when.
 
     def fits(self, entry: SpoolEntry) -> bool:
-        """A small new file of which nothing is on its way."""
+        """A small new file of which nothing is on its way. Of names with a backslash no listing
+        tells whether they are there (v1 FACTS §4), and tar would undo it in its -C."""
         return (
             entry.base is None
             and not entry.links
@@ -90,6 +93,7 @@ class Bulk:
             and 0 <= entry.mtime_ns < LATEST * 10**9
             and not entry.turn.locked()
             and entry.size <= FILE_LIMIT
+            and "\\" not in entry.path
             and self._cluster.carries(parent_of(entry.path), Route.COMMAND)
         )
 
@@ -135,6 +139,7 @@ class Bulk:
                 entry.turn.release()
 
     async def _send(self, entries: Sequence[SpoolEntry]) -> None:
+        entries = self._without_crowded(entries)
         await self._workplace.no_archive_left()
         before = await self._catalog.anew(_directories(entries))
         there = [one for one in entries if _seen(one, before) is not None]
@@ -146,10 +151,24 @@ class Bulk:
         ]
         for entry in entries:
             entry.is_alone |= parent_of(entry.path) not in before
-        members = await self._disk.run(lambda: [_member(one) for one in absent])
-        members = [one for one in members if _is_current(one)]
+        read = await self._disk.run(lambda: [_member(one) for one in absent])
+        for entry, member in zip(absent, read, strict=True):
+            entry.is_alone |= member is None  # its own disk error stops nobody else
+        members = [one for one in read if one is not None and _is_current(one)]
         if members:
             await self._bring(members)
+
+    def _without_crowded(self, entries: Sequence[SpoolEntry]) -> list[SpoolEntry]:
+        """Not a few files in a directory so large that listing it costs more than they do."""
+        counts = Counter(parent_of(one.path) for one in entries)
+        crowded = {
+            directory
+            for directory, count in counts.items()
+            if self._catalog.known_size(directory) > CROWD * count
+        }
+        for entry in entries:
+            entry.is_alone |= parent_of(entry.path) in crowded
+        return [one for one in entries if parent_of(one.path) not in crowded]
 
     async def _bring(self, members: Sequence[Member]) -> None:
         for entry, version, size, mtime, _ in members:
@@ -206,20 +225,30 @@ class Bulk:
     ) -> None:
         """Those that are on the cluster as they were to be."""
         arrivals = []
-        for entry in entries:
-            found = _seen(entry, now)
-            if found is None or not _is_expected(entry, found):
-                continue
-            if found.permissions != entry.permissions:  # the cluster's umask took something away
-                try:
-                    await self._cluster.change_mode(entry.path, entry.permissions)
-                except F7tfsError as error:
-                    log.info("%s: %s", entry.path, error)
-                    continue
-                changed = msgspec.structs.replace(found, permissions=entry.permissions)
-                self._catalog.put(entry.path, changed)
+
+        def arrived(entry: SpoolEntry, found: Attributes) -> None:
             entry.sent = found.size
             arrivals.append(Arrival(entry, found.fingerprint, versions[entry]))
+
+        async def give_mode(entry: SpoolEntry, found: Attributes) -> None:
+            try:
+                await self._cluster.change_mode(entry.path, entry.permissions)
+            except F7tfsError as error:
+                log.info("%s: %s", entry.path, error)
+                return
+            changed = msgspec.structs.replace(found, permissions=entry.permissions)
+            self._catalog.put(entry.path, changed)
+            arrived(entry, found)
+
+        async with trio.open_nursery() as nursery:
+            for entry in entries:
+                found = _seen(entry, now)
+                if found is None or not _is_expected(entry, found):
+                    continue
+                if found.permissions == entry.permissions:
+                    arrived(entry, found)
+                else:  # the cluster's umask took something away
+                    nursery.start_soon(give_mode, entry, found)
         if arrivals:
             await self._attempts.settle(arrivals)
 
@@ -262,10 +291,15 @@ def _room(entry: SpoolEntry) -> int:
     return BLOCK + -(-entry.size // BLOCK) * BLOCK + 3 * BLOCK * (len(entry.path) > 90)
 
 
-def _member(entry: SpoolEntry) -> Member:
-    """In a thread: a file that changes meanwhile has another version afterwards."""
+def _member(entry: SpoolEntry) -> Member | None:
+    """In a thread: a file that changes meanwhile has another version afterwards. None if it cannot
+    be read."""
     version, mtime_ns = entry.version, entry.mtime_ns
-    content = os.pread(entry.fd, FILE_LIMIT + 1, 0)
+    try:
+        content = os.pread(entry.fd, FILE_LIMIT + 1, 0)
+    except OSError as error:
+        log.warning("%s cannot be read in the spool: %s", entry.path, error)
+        return None
     padding = b"\0" * (-len(content) % BLOCK)
     return Member(entry, version, len(content), mtime_ns // 10**9, content + padding)
 

@@ -340,11 +340,10 @@ class Uploads:
 
 
 def _is_awaited(entry: SpoolEntry, version: int) -> bool:
-    return (
-        not entry.is_gone
-        and entry.published < version
-        and not (entry.state is State.OPEN and entry.version != version)
-    )
+    if entry.is_gone or (entry.state is State.OPEN and entry.version != version):
+        return False
+    is_ending = entry.state is State.UPLOADING and entry.version == version  # not clean yet
+    return entry.published < version or is_ending
 
 
 def may_pass(error: F7tfsError | OSError, tries: int, cancels: int = 0) -> bool:

@@ -120,6 +120,8 @@ class Workplace:
             for one in journal.load(LitterRecord)
             if one.id.endswith(ARCHIVE) and self.is_ours(RemotePath(one.id))
         }
+        self._gone: list[RemotePath] = []  # removed ones, of which the journal still knows
+        self._in_use: set[RemotePath] = set()  # those that are being brought or extracted
         self._quiet_from = 0.0
         self._swept: set[RemotePath] = set()  # looked at once; they may heal until their time
         self._turn = trio.Lock()  # the archive's name is used by one at a time
@@ -168,17 +170,18 @@ class Workplace:
             self._usable = None
             name = await self._bring(archive, beside, private)
         reached("archive.brought")
-        until = trio.current_time()
+        until = float("inf")  # it may run, or only begin to
         try:
             await self._cluster.extract(name, directory)
             reached("archive.extracted")
-        except CommandTimeout:
-            raise  # the command was killed
-        except OutcomeUnknown:
-            until = float("inf")  # it may run, or only begin to
+            until = trio.current_time()
+        except F7tfsError as error:
+            if isinstance(error, CommandTimeout) or not isinstance(error, OutcomeUnknown):
+                until = trio.current_time()  # the command was killed, or it ended
             raise
         finally:
             self._left[name] = until
+            self._in_use.discard(name)
             with trio.CancelScope(shield=True), contextlib.suppress(F7tfsError):
                 await self.no_archive_left(wait=False)
 
@@ -187,14 +190,17 @@ class Workplace:
         if private:
             await self._close_to_others(place)
         name = join(place, f"{HIDDEN_PREFIX}{self._mark}-{uuid.uuid4().hex[:12]}{ARCHIVE}")
-        await self._journal.write(LitterRecord(id=name))
+        self._in_use.add(name)
         try:
+            await self._journal.write(LitterRecord(id=name))
             try:
                 await self._cluster.upload(name, archive)
             except OutcomeUnknown:
                 await self._cluster.upload(name, archive)  # our own name, the same bytes
-        except F7tfsError as error:
-            await self.remove_litter(name)
+        except BaseException as error:
+            self._in_use.discard(name)
+            if isinstance(error, F7tfsError):
+                await self.remove_litter(name)
             if isinstance(error, OutcomeUnknown):  # of no interest: nothing was extracted
                 raise Unreachable(str(error)) from error
             raise
@@ -202,18 +208,32 @@ class Workplace:
 
     async def no_archive_left(self, *, wait: bool = True) -> None:
         """From now on no archive of ours is extracted whose extraction is not known to have ended:
-        it is removed, and what had begun by then is given the time that the server allows."""
+        it is removed, and what had begun by then is given the time that the server allows. The
+        journal knows the archive until then: a daemon that starts meanwhile has to wait as well."""
         for name in list(self._left):
-            with contextlib.suppress(NotFound):
+            is_gone = True
+            try:
                 await self.remove_own(name)
-            await self.forget_litter(name)
-            until = self._left.get(name, 0.0)
+            except NotFound:
+                pass
+            except F7tfsError as error:
+                if error.transient:
+                    raise
+                log.warning("the archive %s stays: %s", name, error)  # and must not stop others
+                is_gone = False
+            until = self._left.pop(name, None)
+            if until is None:
+                continue  # somebody else was here
             if until == float("inf"):
                 until = trio.current_time() + self._cluster.capabilities.command_timeout
-            self._left.pop(name, None)
             self._quiet_from = max(self._quiet_from, until)
+            if is_gone:
+                self._gone.append(name)
         if wait:
             await trio.sleep_until(self._quiet_from)
+        if trio.current_time() >= self._quiet_from and self._gone:
+            gone, self._gone = self._gone, []
+            await self._journal.write(drop=tuple((LitterRecord, name) for name in gone))
 
     async def _close_to_others(self, place: RemotePath) -> None:
         if place != self._directory:
@@ -368,12 +388,18 @@ class Workplace:
             if _WORKING_DIRECTORY.fullmatch(name_of(path)):
                 await self._remove_working_directory(path)  # of another host name's
                 continue
+            if path in self._in_use or path in self._left or path in self._gone:
+                continue  # an archive: see below
             if path in busy or (record.until > time.time() and path in self._swept):
                 continue
             self._swept.add(path)
             gone = await self.remove_litter(path, marker=record.marker)
             if gone and record.until > time.time():
                 await self._journal.write(record)
+        try:
+            await self.no_archive_left()
+        except F7tfsError as error:
+            log.info("archives are removed later: %s", error)
 
     async def close(self) -> None:
         """At unmount: remove the working directory, also one that only a daemon before us used,
