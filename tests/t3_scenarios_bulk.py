@@ -330,5 +330,6 @@ def test_a_few_files_in_a_crowded_directory_go_by_themselves(
     put_all(door, {"crowded/one": b"1", "crowded/two": b"2"})
     door.sync()
     assert (far.read("crowded/one"), far.read("crowded/two")) == (b"1", b"2")
-    assert count(simulator, "POST extract") == 0 or count(simulator, "POST upload") == 2
+    if not simulator.v2_url:  # there a rename is an extraction, too
+        assert count(simulator, "POST extract") == 0
     assert count(simulator, "GET ls") == 0

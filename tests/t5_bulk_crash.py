@@ -57,6 +57,7 @@ def test_kill_with_an_archive_under_way(
     assert far.all_litter() == []
 
 
+@pytest.mark.v1
 def test_a_start_right_after_an_end_waits_for_the_extraction(
     mount: Mount, far: Any, simulator: Simulator
 ) -> None:
