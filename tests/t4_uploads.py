@@ -293,6 +293,7 @@ def test_discard_lets_no_job_start(mount_with: Callable[..., Mount], far: Any) -
     without its input (docs/decisions/0013)."""
     far.mkdir("d")
     mount = mount_with()
+    mount.announce("train.sh waits for ")
     stuck_at(mount, far, "d/input")
     drop = mount.path / "jobs/train.sh"
     mount.call(drop.write_text, "#!/bin/sh\n", deadline=30.0)
