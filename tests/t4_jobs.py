@@ -302,7 +302,8 @@ def test_the_barrier(jobs: Mount, far: Any, simulator: Simulator) -> None:
 def test_a_stuck_input_holds_the_job(jobs: Mount, far: Any, simulator: Simulator) -> None:
     """Barrier: "close returns 0, and the drop shows HELD … A stuck upload holds it and is named";
     a remount goes on waiting; rm of a held drop costs no call."""
-    jobs.announce("is stuck", "stay in the journal", "not submitted yet", "EIO: stuck", ": stuck")
+    jobs.announce("is stuck", "stay in the journal", "not submitted yet", "EIO: stuck", ": stuck",
+                  "files are not there")  # fmt: skip
     far.mkdir("dir")
     jobs.run("ls mnt/dir")
     far.chmod("dir", 0o555)

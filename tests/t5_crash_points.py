@@ -198,6 +198,14 @@ SCENES = [
         {"name": b"old"},
     ),
     Scene(
+        "backed up",
+        "alias.journaled +alias.renamed",
+        "mv $D/file $D/file~; cp $SMALL $D/file",
+        {"file": b"old"},
+        {"file": SMALL, "file~": b"old"},
+        ({"file~": b"old"},),
+    ),
+    Scene(
         "directory renamed",
         "+rename.moved rename.recorded rename.recorded:2",
         "cp $SMALL $D/dir/one; cp $BIG $D/dir/two; mv $D/dir $D/name",
