@@ -4,6 +4,7 @@ goes by itself, harms nobody else's file, and is never lost on the way."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -333,3 +334,21 @@ def test_a_few_files_in_a_crowded_directory_go_by_themselves(
     if not simulator.v2_url:  # there a rename is an extraction, too
         assert count(simulator, "POST extract") == 0
     assert count(simulator, "GET ls") == 0
+
+
+def test_a_file_of_an_archive_is_followed(door_with: Callable[..., Door], far: Any) -> None:
+    """Growth: "same inode and only grown → the open handle sees it", also of a file that this mount
+    has just uploaded together with others: its inode is learnt while it is open."""
+    door = door_with(listing_ttl=0.3)
+    files = contents(3)
+    put_all(door, files)
+    door.sync()
+    with door.open("file-02", os.O_RDONLY) as file:
+        assert file.read() == files["file-02"]
+        opened = time.monotonic()
+        while time.monotonic() - opened < 2:  # as tail -f does
+            file.stat()
+            time.sleep(0.2)
+        with open(far["file-02"], "ab") as log:
+            log.write(b"more\n")
+        wait_until(lambda: file.read() == files["file-02"] + b"more\n", "the growth")

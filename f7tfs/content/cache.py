@@ -114,6 +114,7 @@ class Cache:
         self._files[path] = adopted
         self._used += adopted.held.add(0, fingerprint.size)
         adopted.is_racy = False  # nobody else wrote this version
+        adopted.is_ours = True
         self.finish(adopted, synced=True)
         return adopted
 

@@ -56,6 +56,7 @@ class CacheFile:
         self.is_racy = False
         self.is_synced = False
         self.is_dropped = False
+        self.is_ours = False  # uploaded by this mount, not fetched
         self.pins = 0
         self.failure: F7tfsError | None = None
         self.grown = trio.Event()

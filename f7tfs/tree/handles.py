@@ -80,6 +80,7 @@ class Shared:
         self.entry: SpoolEntry | None = None
         self.content: CacheFile | None = None
         self.handles = 0
+        self.since = trio.current_time()
         self.is_replaced = False
         self._turn = trio.Lock()
 

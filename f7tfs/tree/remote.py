@@ -127,6 +127,8 @@ class RemoteWing(Wing):
         path = self.path(node)
         if node.is_root:
             return self._looks.of(path, await self._catalog.root_attributes(path))
+        if shared is not None:
+            await self._versions.learn_inode(shared)
         return await self._overlay.look(path)
 
     async def entries(self, node: Node) -> list[tuple[str, Look]]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 
+import trio
+
 from f7tfs.catalog import Catalog
-from f7tfs.errors import NameNotSupported, Unreachable
+from f7tfs.errors import NameNotSupported, NotFound, Unreachable
 from f7tfs.model import Attributes, RemotePath
 from f7tfs.tree.handles import Floors, Shared
 
+FOLLOWED = 0.5  # seconds after which a file that is still open may be followed
 GROWING = 60.0  # seconds since the last change within which a file may be a log that grows
 
 
@@ -19,12 +22,28 @@ class Versions:
 
     async def with_inode_if_growing(self, path: RemotePath, attributes: Attributes) -> Attributes:
         """Of a file that is likely still being written, only the inode can prove later that it is
-        the same one and grew."""
-        if attributes.ino is not None or abs(time.time() - attributes.mtime) > GROWING:
+        the same one and grew. What this mount has just uploaded is most often read at once (git,
+        make): its inode is asked for when somebody keeps it open (`learn_inode`)."""
+        content = self._floors.cache.find(path, attributes.fingerprint)
+        if not _may_grow(attributes) or (content is not None and content.is_ours):
             return attributes
+        return await self._asked(path, attributes)
+
+    async def learn_inode(self, shared: Shared) -> None:
+        """Somebody looks at a file that is open; perhaps it is followed (tail -f)."""
+        known, path = shared.attributes, shared.path
+        if trio.current_time() - shared.since < FOLLOWED:
+            return
+        if known is None or path is None or shared.entry is not None or not _may_grow(known):
+            return
+        now = await self._asked(path, known)
+        if shared.attributes is known and known.fingerprint.agrees(now.fingerprint):
+            shared.attributes = now
+
+    async def _asked(self, path: RemotePath, attributes: Attributes) -> Attributes:
         try:
             return self._catalog.attributes_of(await self._catalog.stat(path))
-        except (NameNotSupported, Unreachable):
+        except (NameNotSupported, NotFound, Unreachable):
             return attributes
 
     async def is_other(self, shared: Shared, attributes: Attributes) -> bool:
@@ -46,3 +65,7 @@ class Versions:
                     shared.show(self._catalog.attributes_of(now))
                 return False
         return True
+
+
+def _may_grow(attributes: Attributes) -> bool:
+    return attributes.ino is None and abs(time.time() - attributes.mtime) <= GROWING
