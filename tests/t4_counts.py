@@ -179,7 +179,7 @@ def test_names(warm: Mount, far: Any, simulator: Simulator) -> None:
 
 # Calls for 300 files in 20 directories, until everything is on the cluster. Bulk tars will make
 # it cheaper: tighten these then.
-CLONE = {"v1": 2250, "v2": 2900}
+CLONE = {"v1": 400, "v2": 400}
 COMMIT, STATUS = 120, 60
 
 

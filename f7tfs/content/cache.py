@@ -172,6 +172,7 @@ class Cache:
             content.snapshot,
             self._boot,
             content.is_synced,
+            content.is_ours,
         )
         target = _label_of(content.file)
         aside = target.with_suffix(".new")
@@ -192,6 +193,7 @@ class Cache:
         """Another version is there, and nobody has seen a byte of the old one."""
         self._empty(content)
         content.fingerprint, content.is_racy = fingerprint, is_racy(fingerprint)
+        content.is_ours = False
         os.ftruncate(content.fd, fingerprint.size)
 
     def grow(self, content: CacheFile, fingerprint: Fingerprint) -> None:
@@ -204,6 +206,7 @@ class Cache:
             content.unproven, content.held = unproven, Extents()
         self._unlabel(content)
         content.fingerprint, content.is_racy = fingerprint, is_racy(fingerprint)
+        content.is_ours = False
         os.truncate(content.file, fingerprint.size)
 
     def prove(self, content: CacheFile, *, unchanged: bool) -> None:
@@ -404,6 +407,7 @@ class Cache:
         content = CacheFile(file, RemotePath(label.path), label.fingerprint)
         content.held = Extents([(0, size)] if label.held is None else label.held)
         content.snapshot, content.is_synced = label.snapshot, label.synced
+        content.is_ours = label.ours
         return content
 
     def close(self) -> None:

@@ -28,7 +28,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 class Label(msgspec.Struct, frozen=True):
     """What a cache file holds; kept beside it as JSON. `held` is None for all of it. `boot` names
-    the run of the machine that wrote the label; a `synced` one holds beyond it."""
+    the run of the machine that wrote the label; a `synced` one holds beyond it. `ours`: uploaded
+    from here, not fetched."""
 
     path: str
     fingerprint: Fingerprint
@@ -36,6 +37,7 @@ class Label(msgspec.Struct, frozen=True):
     snapshot: Snapshot | None = None
     boot: str = ""
     synced: bool = False
+    ours: bool = False
 
 
 class CacheFile:
