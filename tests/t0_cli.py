@@ -442,6 +442,8 @@ def test_words_for_people() -> None:
     assert people.shown(os.fsdecode(b"latin1-\xe9")) == "latin1-\\xe9"
     long = "upload /a/b: /wrapper.sh: line 70: /a/b: Permission denied"
     assert people.reason(long) == "Permission denied"
+    log = "d/f: sh: 1: d/f: Permission denied · cat: d/f: No such file or directory"
+    assert people.reason(log) == "Permission denied"
     assert people.reason("the checksum on the cluster differs") == (
         "the checksum on the cluster differs"
     )

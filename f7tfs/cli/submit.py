@@ -36,14 +36,14 @@ def command(script: IO[bytes], mountpoint: str | None, name: str | None, wait: b
         raise Failure(Exit.UNSPECIFIED, f"{name} was not submitted: {os.strerror(number)}")
     drop = _drop_of(mount, name)
     _raise_if_refused(drop)
-    if drop["id"]:
+    if wait:
+        _wait(mount, drop)
+    elif drop["id"]:
         click.echo(drop["id"])
-    elif not wait:
+    else:
         click.echo(f"f7tfs: {_about(drop)}", err=True)
         if drop["state"] == "unknown":
             raise Failure(Exit.UNKNOWN, f"see {mount.mountpoint}/jobs/{name}.status")
-    if wait:
-        _wait(mount, drop)
 
 
 def _drop_of(mount: mounts.Mount, name: str, since: float | None = None) -> board.Row:
@@ -77,8 +77,7 @@ def _wait(mount: mounts.Mount, drop: board.Row) -> None:
             drop = _drop_of(mount, drop["name"], drop["since"])
             _raise_if_refused(drop)
             ident = str(drop["id"])
-            if ident:
-                click.echo(ident)
+        click.echo(ident)
         while not board.is_over(job := _job(mount, ident)):
             board.pause()
     except KeyboardInterrupt:

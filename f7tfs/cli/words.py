@@ -41,9 +41,13 @@ _ERRORS = {os.strerror(number) for number in errno.errorcode}
 
 
 def reason(error: str) -> str:
-    """Why something failed, without the commands and paths that the server's words begin with."""
-    last = error.rpartition(": ")[2].strip()
-    return last if last in _ERRORS else error
+    """Why something failed, without the commands and paths that the server's words begin with. Of
+    a log, whose lines are joined by " · ", the first line that names an error."""
+    for line in error.split(" · "):
+        last = line.rpartition(": ")[2].strip()
+        if last in _ERRORS:
+            return last
+    return error
 
 
 def shown(name: str) -> str:
