@@ -211,13 +211,19 @@ def test_one_directory_that_cannot_be_written(door: Door, far: Any) -> None:
     assert {name: far.read(f"closed/{name}") for name in far.names("closed")} == contents(4)
 
 
+def travelling(door: Door, simulator: Simulator) -> dict[str, bytes]:
+    """Files whose archive is being extracted."""
+    files = contents(5)
+    put_all(door, files)
+    held = disturb(simulator, "POST extract", {"delay": 0.7})
+    wait_until(lambda: simulator.fired()[held], "the extraction")
+    return files
+
+
 def test_written_again_while_the_archive_travels(
     quick: Door, far: Any, simulator: Simulator
 ) -> None:
-    files = contents(5)
-    put_all(quick, files)
-    held = disturb(simulator, "POST extract", {"delay": 0.7})
-    wait_until(lambda: simulator.fired()[held], "the extraction")
+    files = travelling(quick, simulator)
     with quick.open("file-02", os.O_WRONLY) as file:
         file.write(b"newer", 0)
         file.truncate(5)
@@ -230,10 +236,7 @@ def test_written_again_while_the_archive_travels(
 def test_unlinked_and_renamed_while_the_archive_travels(
     quick: Door, far: Any, simulator: Simulator
 ) -> None:
-    files = contents(5)
-    put_all(quick, files)
-    held = disturb(simulator, "POST extract", {"delay": 0.7})
-    wait_until(lambda: simulator.fired()[held], "the extraction")
+    files = travelling(quick, simulator)
     quick.unlink("file-01")
     quick.rename("file-02", "other")
     quick.chmod("file-03", 0o700)

@@ -24,8 +24,10 @@ class Versions:
         """Of a file that is likely still being written, only the inode can prove later that it is
         the same one and grew. What this mount has just uploaded is most often read at once (git,
         make): its inode is asked for when somebody keeps it open (`learn_inode`)."""
+        if not _may_grow(attributes):
+            return attributes
         content = self._floors.cache.find(path, attributes.fingerprint)
-        if not _may_grow(attributes) or (content is not None and content.is_ours):
+        if content is not None and content.is_ours:
             return attributes
         return await self._asked(path, attributes)
 
