@@ -318,7 +318,8 @@ class Uploads:
             return
         entry.attempts += 1
         entry.cancels += isinstance(error, Cancelled)
-        entry.error, entry.errno = str(error) or type(error).__name__, errno_of(error)
+        words = " ".join(str(error).split())  # a server's may have several lines
+        entry.error, entry.errno = words or type(error).__name__, errno_of(error)
         if entry.state is not State.UPLOADING:
             return  # open again, or moved: closing queues it anew
         if may_pass(error, entry.attempts, entry.cancels):
