@@ -32,7 +32,7 @@ ABSENT = {"acl"}
 """Recorded with setfacl, which is not everywhere."""
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _JOB_IN_REQUEST = re.compile(r"(/jobs/|afterok:|out_|slurm-)(\d+)")
-_JOB_IN_ANSWER = re.compile(r"((?<![\w.-])|out_|err_|slurm-|ü_)(\d{3})(?![\d-])")
+_JOB_IN_ANSWER = re.compile(r"((?<![\w.-])|out_|err_|slurm-|ü_)(\d{3})(?![\da-f-])")
 _SYSTEMS = {"cluster-ms10": "cluster", "cluster-2411": "cluster"}
 _FINAL = {"COMPLETED", "FAILED", "TIMEOUT"}
 
