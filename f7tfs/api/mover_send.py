@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 
 from f7tfs.api.mover_order import ERROR_TEXT, PIECE, Order, Outcome, Refused, target_of
 
-CHUNK = 512 << 10  # bytes that are read and sent at once: they stay in the processor's cache
+# Bytes that are read and sent at once, and how many the kernel may keep that it has not sent yet:
+# they stay in the processor's cache.
+CHUNK = 128 << 10
 WORD = 4 << 20  # bytes between two words about progress
 
 
@@ -72,6 +74,7 @@ class Body(Order):
         connection.putheader("User-Agent", "f7tfs")
         connection.endheaders(self._head or None)
         sock = connection.sock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, CHUNK)
         sock.settimeout(0)
         self._pour(sock)
         sock.settimeout(self._timeout)
