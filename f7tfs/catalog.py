@@ -10,7 +10,6 @@ comes back after it. Who walks a tree is served ahead (`walks`, `flights`).
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -34,7 +33,7 @@ FEW, SPAN = 4, 5.0
 MADE = 30.0  # seconds for which a directory that this mount made holds only what it put there
 SECOND = 1.0  # how old a listing may be then; a new file waits longer before others can see it
 SMALL = 2000  # entries of a directory that is listed rather than asked for one name
-AT_REST = 10.0  # seconds without a change when it was listed; the two clocks may differ a little
+AT_REST = 10.0  # seconds without a change when it was listed
 JOINING = 2.0  # seconds that an asker waits for a recursive listing that will bring the answer
 
 
@@ -67,6 +66,10 @@ class Catalog:
     def is_offline(self) -> bool:
         """Whether the API is known to be unreachable: what is shown then may be of any age."""
         return self._cluster.breaker.is_offline
+
+    def now(self) -> float:
+        """The server's time, in epoch seconds."""
+        return self._cluster.clock.now()
 
     # Asking.
 
@@ -284,7 +287,7 @@ class Catalog:
             and self._zone.is_known
             and self._zone.doubtful([wall_clock]) is None
             and self._zone.epoch(wall_clock) == listed.mtime
-            and time.time() - (trio.current_time() - listing.asked) - listed.mtime > AT_REST
+            and self.now() - (trio.current_time() - listing.asked) - listed.mtime > AT_REST
         )
 
     def attributes_of(self, stat: Stat, *, target: str | None = None) -> Attributes:

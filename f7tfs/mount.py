@@ -208,6 +208,7 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
                 disk,
                 limit=config.cache_size,
                 min_free=config.cache_min_free,
+                now=cluster.clock.now,
             )
             spool = Spool(journal_directory, journal, disk, is_junk_name=is_junk)
             spool.load(Drops.files_of(journal))

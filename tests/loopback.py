@@ -99,7 +99,7 @@ def loopback(behaviour: Behaviour, port: int = 0) -> Iterator[Loopback]:
                 self.close_connection = True
                 self.connection.close()
                 return
-            self.send_response(answer.status)
+            self.send_response_only(answer.status)  # no date unless the script has one
             headers = {"Content-Length": str(len(answer.body)), **answer.headers}
             for name, value in headers.items():
                 self.send_header(name, value)

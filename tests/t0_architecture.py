@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "f7tfs"
 # Lower floors first; a part may import only parts that stand before it (or its own).
 FLOORS = [
     {"errors", "model", "__init__"},
-    {"zone", "faultpoints"},
+    {"zone", "clock", "faultpoints"},
     {"content", "api"},
     {"walks", "waypoints", "listings", "meanings"},
     {"flights"},

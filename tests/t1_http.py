@@ -101,6 +101,25 @@ def test_a_get() -> None:
     assert client.calls == {"GET /utilities/ls": 1}
 
 
+@pytest.mark.parametrize("ahead", [-3600, 0, 3600])
+def test_the_servers_clock(ahead: int) -> None:
+    """The date of the last answer that has one; seconds are cut off, and it never runs ahead."""
+
+    def dated(date: str) -> Answer:
+        return json_answer({}, date=date)
+
+    async def body(client: ApiClient) -> float:
+        assert abs(client.clock.now() - time.time()) < 1
+        for _ in range(3):
+            await get(client)
+        return client.clock.now() - time.time()
+
+    there = email.utils.formatdate(time.time() + ahead, usegmt=True)
+    with loopback(scripted(dated(there), OK, dated("yesterday"))) as server:
+        told, _ = run_with(server.url, body)
+    assert ahead - 5 < told <= ahead
+
+
 def test_forms_and_files() -> None:
     """FACTS §1: DELETE carries a form as well; files travel with the form in one multipart."""
 

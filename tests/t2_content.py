@@ -386,6 +386,16 @@ def test_only_trusted_content_survives(cache: Cache) -> None:
     again.close()
 
 
+def test_racy_is_meant_in_the_servers_time(tmp_path: Path) -> None:
+    """Reading: "in the server's time"; here it runs an hour behind this machine's."""
+    hour_ago = int(time.time()) - 3600
+    cache = Cache(tmp_path, Disk(), limit=1000, min_free=0, now=lambda: time.time() - 3600)
+    for name, mtime in (("/just changed", hour_ago - 1), ("/at rest", hour_ago - 60)):
+        content = cache.create(RemotePath(name), Fingerprint(size=4, mtime=mtime))
+        assert content.is_racy == (name == "/just changed")
+    cache.close()
+
+
 def test_ranges_survive_with_their_link(cache: Cache) -> None:
     """Reading: ranges land in a sparse file; "its link is reused over opens and remounts"."""
     file = part(cache, "/partial", 100, (10, b"abcdef"), (50, b"xyz"))

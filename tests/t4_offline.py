@@ -103,6 +103,7 @@ def test_the_api_goes_and_comes_back(apart: Place) -> None:
         assert timed.longest < QUICK
         assert xattr(mount, "cached", "state") == "cached"
         assert xattr(mount, "cached", "error") == "offline copy"
+        assert xattr(mount, "uncached", "error") == xattr(mount, "unknown", "error") == "offline"
         text = mount.call((mount.path / ".f7tfs/status").read_text)
         assert "offline since" in text
         assert "f7tfs_offline 1" in mount.call((mount.path / ".f7tfs/metrics").read_text)

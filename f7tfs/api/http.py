@@ -28,6 +28,7 @@ from f7tfs.api.auth import TokenSource
 from f7tfs.api.breaker import Breaker
 from f7tfs.api.patience import Patience, retry_after
 from f7tfs.api.replies import Judge, Reply, Verdict, words_of
+from f7tfs.clock import ServerClock
 from f7tfs.errors import (
     F7tfsError,
     OutcomeUnknown,
@@ -85,7 +86,8 @@ class ApiClient:
     `request` raises Unauthorized, Unreachable, RateLimited, OutcomeUnknown, ServerError; every
     other answer, also 4xx and 500, is returned for the dialect to understand. `calls` counts what
     was sent, by method and endpoint. `breaker` ends calls at once while the API is offline.
-    `heartbeat` is the cheapest thing to ask for, which tells whether it is back.
+    `heartbeat` is the cheapest thing to ask for, which tells whether it is back. `clock` has learnt
+    the server's time from its answers.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class ApiClient:
         self.breaker = Breaker(self.url)
         self.breaker.look_with(self._is_there)
         self.heartbeat = "/"
+        self.clock = ServerClock()
         self._tokens = token_source
         self._limiter = trio.CapacityLimiter(parallel_calls)
         self._request_timeout = request_timeout
@@ -287,6 +290,7 @@ class ApiClient:
             ms = (time.perf_counter() - started) * 1000
             log.debug("%s → %s in %.0f ms", label, outcome, ms)
         lower = {name.lower(): value for name, value in response.headers.items()}
+        self.clock.hear(lower)
         if response.status_code == 500 and "x-request-id" not in lower:
             await _let_it_drop(response)
         return Reply(response.status_code, lower, response.content)

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from f7tfs.api.breaker import Breaker
+from f7tfs.clock import ServerClock
 from f7tfs.model import Identity, Job, Listed, RemotePath, Stat, Submitted
 
 
@@ -135,6 +136,11 @@ class Cluster(Protocol):
     @property
     def breaker(self) -> Breaker:
         """Whether the API can be reached."""
+        ...
+
+    @property
+    def clock(self) -> ServerClock:
+        """The server's time."""
         ...
 
     def carries(self, path: RemotePath, route: Route) -> bool:

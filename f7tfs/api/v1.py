@@ -22,6 +22,7 @@ from f7tfs.api.tasks import TaskBoard
 from f7tfs.api.v1_calls import Calls, task_id_of
 from f7tfs.api.v1_errors import PoisonedListing
 from f7tfs.api.v1_jobs import Jobs
+from f7tfs.clock import ServerClock
 from f7tfs.errors import (
     InvalidArgument,
     NotADirectory,
@@ -86,6 +87,10 @@ class V1Cluster:
     @property
     def breaker(self) -> Breaker:
         return self._calls.api.breaker
+
+    @property
+    def clock(self) -> ServerClock:
+        return self._calls.api.clock
 
     def carries(self, path: RemotePath, route: Route) -> bool:
         return v1_names.carries(path, route, spaces=self._spaces.is_carried)

@@ -21,6 +21,7 @@ from f7tfs.api.v2_jobs import Jobs
 from f7tfs.api.v2_join import Joins
 from f7tfs.api.v2_transfer import Transfers
 from f7tfs.api.wire import document, listed, stat_of
+from f7tfs.clock import ServerClock
 from f7tfs.errors import (
     Exists,
     InvalidArgument,
@@ -95,6 +96,10 @@ class V2Cluster:
     @property
     def breaker(self) -> Breaker:
         return self._calls.api.breaker
+
+    @property
+    def clock(self) -> ServerClock:
+        return self._calls.api.clock
 
     def carries(self, path: RemotePath, route: Route) -> bool:
         return v2_names.carries(path, route, quotes=self._quotes.is_carried)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -38,12 +39,21 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class Cache:
     """LRU by bytes; what is pinned is never dropped whole."""
 
-    def __init__(self, directory: Path, disk: Disk, *, limit: int, min_free: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        disk: Disk,
+        *,
+        limit: int,
+        min_free: int,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._directory = directory
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._disk = disk
         self._limit = limit
         self._min_free = min_free
+        self._now = now  # the server's time
         self._boot = _boot_id()
         self._files: dict[RemotePath, CacheFile] = {}  # in LRU order, oldest first
         self._dropped: set[CacheFile] = set()  # replaced or evicted while somebody reads them
@@ -89,7 +99,7 @@ class Cache:
 
     def _new(self, path: RemotePath, fingerprint: Fingerprint) -> CacheFile:
         content = CacheFile(self._directory / uuid.uuid4().hex, path, fingerprint)
-        content.is_racy = is_racy(fingerprint)
+        content.is_racy = is_racy(fingerprint, self._now())
         return content
 
     async def adopt(
@@ -192,7 +202,7 @@ class Cache:
     def restart(self, content: CacheFile, fingerprint: Fingerprint) -> None:
         """Another version is there, and nobody has seen a byte of the old one."""
         self._empty(content)
-        content.fingerprint, content.is_racy = fingerprint, is_racy(fingerprint)
+        content.fingerprint, content.is_racy = fingerprint, is_racy(fingerprint, self._now())
         content.is_ours = False
         os.ftruncate(content.fd, fingerprint.size)
 
@@ -205,7 +215,7 @@ class Cache:
                 self._used += unproven.add(start, end) - (end - start)
             content.unproven, content.held = unproven, Extents()
         self._unlabel(content)
-        content.fingerprint, content.is_racy = fingerprint, is_racy(fingerprint)
+        content.fingerprint, content.is_racy = fingerprint, is_racy(fingerprint, self._now())
         content.is_ours = False
         os.truncate(content.file, fingerprint.size)
 

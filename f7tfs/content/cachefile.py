@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import msgspec
@@ -91,7 +90,7 @@ class CacheFile:
         return self.held.total + (self.unproven.total if self.unproven else 0) + self.promised
 
 
-def is_racy(fingerprint: Fingerprint) -> bool:
-    """Whether the file changed so shortly before it is fetched that it may change once more
-    without another fingerprint. By this machine's clock, hence a second more."""
-    return time.time() - (fingerprint.ctime or fingerprint.mtime) < RACY + 1
+def is_racy(fingerprint: Fingerprint, now: float) -> bool:
+    """Whether the file changed so shortly before it is fetched (`now`, the server's time) that it
+    may change once more without another fingerprint. That time is known to a second."""
+    return now - (fingerprint.ctime or fingerprint.mtime) < RACY + 1

@@ -493,7 +493,7 @@ class RemoteWing(Wing):
         if entry is not None:
             return attributes_of_entry(path, entry)
         if node.kind is not Kind.FILE:
-            return attributes_of_clean(path, None, False)
+            return attributes_of_clean(path, None, self._catalog.is_offline)
         known = await self._overlay.find(self.path(node))
         content = self._floors.cache.find(path, known.fingerprint)
         cached = content is not None and content.is_complete

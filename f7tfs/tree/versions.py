@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import trio
 
 from f7tfs.catalog import Catalog
@@ -24,7 +22,7 @@ class Versions:
         """Of a file that is likely still being written, only the inode can prove later that it is
         the same one and grew. What this mount has just uploaded is most often read at once (git,
         make): its inode is asked for when somebody keeps it open (`learn_inode`)."""
-        if not _may_grow(attributes):
+        if not self._may_grow(attributes):
             return attributes
         content = self._floors.cache.find(path, attributes.fingerprint)
         if content is not None and content.is_ours:
@@ -36,11 +34,15 @@ class Versions:
         known, path = shared.attributes, shared.path
         if trio.current_time() - shared.since < FOLLOWED:
             return
-        if known is None or path is None or shared.entry is not None or not _may_grow(known):
+        if known is None or path is None or shared.entry is not None or not self._may_grow(known):
             return
         now = await self._asked(path, known)
         if shared.attributes is known and known.fingerprint.agrees(now.fingerprint):
             shared.attributes = now
+
+    def _may_grow(self, attributes: Attributes) -> bool:
+        age = self._catalog.now() - attributes.mtime
+        return attributes.ino is None and abs(age) <= GROWING
 
     async def _asked(self, path: RemotePath, attributes: Attributes) -> Attributes:
         try:
@@ -67,7 +69,3 @@ class Versions:
                     shared.show(self._catalog.attributes_of(now))
                 return False
         return True
-
-
-def _may_grow(attributes: Attributes) -> bool:
-    return attributes.ino is None and abs(time.time() - attributes.mtime) <= GROWING

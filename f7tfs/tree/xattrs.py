@@ -38,6 +38,6 @@ def attributes_of_clean(
     found = {"user.f7tfs.remote_path": str(path)}
     if is_cached is not None:
         found["user.f7tfs.state"] = "cached" if is_cached else "remote"
-        if is_offline:
-            found["user.f7tfs.error"] = "offline copy" if is_cached else "offline"
+    if is_offline:
+        found["user.f7tfs.error"] = "offline copy" if is_cached else "offline"
     return found
