@@ -268,6 +268,18 @@ def test_an_unlinked_open_file_goes_on_reading(door: Door, far: Any) -> None:
     assert far.names() == set()
 
 
+def test_an_unlinked_open_empty_file(door: Door, far: Any) -> None:
+    """The same of a file without a byte, of which nothing had to be fetched."""
+    far.write("empty", b"")
+    with holding(door.open("empty", os.O_RDWR)) as (file,):
+        door.unlink("empty")
+        assert file.read() == b""
+        file.truncate(3)
+        assert file.read() == bytes(3)
+    door.sync()
+    assert far.names() == set()
+
+
 def test_an_unlinked_open_new_file_can_be_written(door: Door, far: Any) -> None:
     """The namespace: the anonymous temporary file of many programs."""
     with door.open("file", os.O_RDWR | os.O_CREAT) as file:

@@ -327,23 +327,6 @@ class Player:
     def handle(self) -> Open | None:
         return self.chance.choice(self.opened) if self.opened else None
 
-    def use(self, one: Open, what: str, action: Callable[..., Any], *words: Any) -> bool:
-        """Through a handle. One whose file has no name any more may be stale, if its version is not
-        here ("as far as it is cached or staged, else ESTALE"): counted, and closed."""
-        is_named = any(file is one.file for file in self.model.files.values())
-
-        def stale(*words: Any) -> None:
-            try:
-                action(*words)
-            except OSError as error:
-                if error.errno != errno.ESTALE or is_named:
-                    raise
-                self.done["stale"] = self.done.get("stale", 0) + 1
-                self.opened.remove(one)
-                one.handle.close()
-
-        return self.agree(what, 0, stale, *words) and one in self.opened
-
     def write_handle(self) -> None:
         one = self.handle()
         if one is None or not one.writes:
@@ -351,7 +334,7 @@ class Player:
         data, offset = self.chance.randbytes(500), self.chance.randrange(10_000)
         if one.appends:
             offset = len(one.file.content)
-        if self.use(one, f"write to a handle at {offset}", one.handle.write, data, offset):
+        if self.agree(f"write to a handle at {offset}", 0, one.handle.write, data, offset):
             one.file.write(data, offset)
 
     def truncate_handle(self) -> None:
@@ -359,17 +342,14 @@ class Player:
         if one is None or not one.writes:
             return
         size = self.chance.choice([0, 700, 6000])
-        if self.use(one, f"truncate a handle to {size}", one.handle.truncate, size):
+        if self.agree(f"truncate a handle to {size}", 0, one.handle.truncate, size):
             one.file.truncate(size)
 
     def read_handle(self) -> None:
         one = self.handle()
         if one is not None and one.reads:
             found: list[bytes] = []
-            if not self.use(
-                one, "read a handle", lambda: found.append(one.handle.read(1 << 20, 0))
-            ):
-                return
+            self.agree("read a handle", 0, lambda: found.append(one.handle.read(1 << 20, 0)))
             assert found[0] == bytes(one.file.content), f"a handle's content{self.story()}"
 
     def sync_handle(self) -> None:

@@ -245,6 +245,13 @@ class Attempts:
 
     # Publishing.
 
+    def expect(self, entry: SpoolEntry, expected: Fingerprint, version: int) -> None:
+        """From now on the cluster may have this version of the file, looking like `expected`; the
+        caller journals that. An older one in the cache may look just the same (a second is long):
+        it must not be found by whoever comes after, in this mount or a later one."""
+        self._cache.forget(entry.path)
+        entry.expected, entry.expected_version = expected, version
+
     async def _publish(self, entry: SpoolEntry, proven: Stat, version: int) -> bool:
         """Under the entry's turn: check for a conflict one last time, rename, look. False if a
         rename would change more than the content of what is there."""
@@ -267,8 +274,9 @@ class Attempts:
         if proven.mode & 0o7777 != entry.permissions:
             await self._cluster.change_mode(temporary, entry.permissions)
             reached("upload.moded")
-        entry.expected = Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino)
-        entry.expected_version = version
+        self.expect(
+            entry, Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino), version
+        )
         await self._spool.save(entry)
         reached("upload.expected")
         self._require_current(entry, version)
@@ -294,8 +302,8 @@ class Attempts:
         original = entry.path
         self._spool.retarget(entry, beside)
         entry.base = None
-        entry.expected = Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino)
-        entry.expected_version = entry.version
+        expected = Fingerprint(size=proven.size, mtime=proven.mtime, ino=proven.ino)
+        self.expect(entry, expected, entry.version)
         await self._spool.save(entry)
         reached("conflict.expected")
         after = await self._namespace.rename_checked(temporary, beside, proven, None)
@@ -369,6 +377,7 @@ class Attempts:
             elif not await self._routes.can_resume(entry, entry.path):
                 await self.abandon(entry)
             entry.in_place = True
+            self._cache.forget(entry.path)
             await self._spool.save(entry)
             reached("in-place.journaled")
             try:
@@ -465,7 +474,7 @@ class Attempts:
             self._spool.unlink(entry)
         elif not entry.is_gone:
             # Written again while the record ended: it is owed again, on the new base.
-            entry.journaled = 0
+            entry.generation += 1
             await self._spool.commit(entry)
 
     def _is_clean(self, one: Arrival) -> bool:

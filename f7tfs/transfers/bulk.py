@@ -172,9 +172,8 @@ class Bulk:
 
     async def _bring(self, members: Sequence[Member]) -> None:
         for entry, version, size, mtime, _ in members:
-            entry.expected = Fingerprint(size=size, mtime=mtime)
-            entry.expected_version, entry.in_place = version, True
-            entry.is_adoptable = True
+            self._attempts.expect(entry, Fingerprint(size=size, mtime=mtime), version)
+            entry.in_place = entry.is_adoptable = True
         await self._journal.write(*(one.entry.record() for one in members))
         reached("archive.expected")
         entries = [one.entry for one in members]

@@ -119,6 +119,14 @@ class Shared:
         if self.entry is not None:
             self.entry.permissions = permissions
 
+    @property
+    def is_empty_orphan(self) -> bool:
+        """The name is gone or means another file, and what was opened had no bytes: nothing had to
+        be fetched."""
+        is_cut_off = self.path is None or self.is_replaced
+        is_empty = self.attributes is not None and self.attributes.size == 0
+        return is_cut_off and is_empty and self._has_nothing()
+
     def use_content(self) -> CacheFile:
         """The version that was opened, arriving or complete; pinned until the last close."""
         content = self.content
@@ -147,10 +155,10 @@ class Shared:
         replaced on the cluster meanwhile goes beside it, as any conflict does."""
         spool = self._floors.spool
         if self.is_replaced and self.path is not None:
+            if keep and self._has_nothing() and not self.is_empty_orphan:
+                raise Changed("the file that was opened was replaced, and its content is not here")
             self.path = conflict_name(self.path, self._floors.hostname)
             self.is_replaced = False
-            if not self._is_readable_without_path(keep):
-                raise Changed("the file that was opened was replaced, and its content is not here")
             self.attributes = None  # nothing is there yet
         async with self._turn:
             if self.entry is not None and not (self.entry.is_gone and self.path is not None):
@@ -192,11 +200,8 @@ class Shared:
             self.attach(entry)
             return self._reopened(entry)
 
-    def _is_empty(self) -> bool:
+    def _has_nothing(self) -> bool:
         return self.content is None and self.entry is None
-
-    def _is_readable_without_path(self, keep: bool) -> bool:
-        return not keep or self.entry is not None or self.content is not None
 
     def _reopened(self, entry: SpoolEntry) -> SpoolEntry:
         if not entry.is_gone:
@@ -204,7 +209,7 @@ class Shared:
         return entry
 
     async def _fill(self, entry: SpoolEntry, pid: int, keep: bool) -> None:
-        if not keep or (self.attributes is None and self._is_empty()):
+        if not keep or self.is_empty_orphan or (self.attributes is None and self._has_nothing()):
             return
         if self.entry is not None:  # the clean, just uploaded file that this handle wrote before
             await self._floors.disk.copy(self.entry.fd, entry.fd, self.entry.size)
@@ -256,6 +261,8 @@ class RemoteHandle:
         shared = self.shared
         if shared.entry is not None:
             return os.pread(shared.entry.fd, size, offset)
+        if shared.is_empty_orphan:
+            return b""
         content = shared.use_content()
         if offset + size > content.size > 0:  # at the end: has it grown?
             await self._refresh(shared)
