@@ -230,7 +230,11 @@ class Writer(threading.Thread):
                 if found not in (before, after) and not is_begun:
                     wrong.append(f"{name}: neither what it was nor what it was to be")
             elif found != self.sure.get(name):
-                wrong.append(f"{name}: {told(found)} instead of {told(self.sure.get(name))}")
+                original = self.sure.get(name.partition(".conflict-")[0])
+                beside = f", beside {told(original)}" if ".conflict-" in name else ""
+                wrong.append(
+                    f"{name}: {told(found)} instead of {told(self.sure.get(name))}{beside}"
+                )
         return wrong
 
 

@@ -65,6 +65,17 @@ def test_a_growing_file(door_with: Callable[..., Door], far: Any) -> None:
         wait_until(lambda: file.read() == b"one\ntwo\n", "the new line")
 
 
+def test_the_same_bytes_are_no_conflict(door: Door, far: Any) -> None:
+    """Writing: a conflict is two versions; here somebody else wrote the one that is written here."""
+    far.write("file", b"base")
+    with door.open("file", os.O_RDWR) as file:
+        file.write(b"the same bytes")
+        far.write("file", b"the same bytes")
+    door.sync()
+    assert far.names() == {"file"}
+    assert far.read("file") == door.read("file") == b"the same bytes"
+
+
 def test_conflict_keeps_both(door: Door, far: Any) -> None:
     """Writing: "If the remote changed, the local version is uploaded as `NAME.conflict-HOST-…`
     beside it, both survive"."""

@@ -319,3 +319,16 @@ def test_a_mode_that_changed_under_an_open_file_stays(door: Door, far: Any) -> N
     door.sync()
     assert door.stat("file").permissions == 0o600
     assert far.mode("file") == 0o600
+
+
+def test_a_directory_takes_the_name_of_a_removed_file(door: Door, far: Any) -> None:
+    """`rename(2)`: the file is gone for whoever looks, also while its removal waits for uploads."""
+    far.write("file", b"old")
+    door.mkdir("folder")
+    door.write("folder/pending", b"new")
+    door.unlink("file")
+    door.rename("folder", "file")
+    assert door.listdir() == ["file"]
+    door.sync()
+    assert far.names() == {"file"}
+    assert far.read("file/pending") == b"new"

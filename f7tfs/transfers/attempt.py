@@ -145,7 +145,7 @@ class Attempts:
             entry.expected = None
             if there is None:
                 entry.in_place = False
-            elif entry.base is None and await self._is_our_prefix(entry, there):
+            elif entry.base is None and await self._has_our_bytes(entry, there):
                 entry.base = there.fingerprint  # a part of it
             return None
         if entry.temporary is not None:
@@ -318,7 +318,7 @@ class Attempts:
             return True
         if entry.base is not None and entry.base.agrees(there.fingerprint, ignore_ctime=True):
             return False
-        return self._keep_both and not await self._is_our_prefix(entry, there)
+        return self._keep_both and not await self._has_our_bytes(entry, there)
 
     # In place.
 
@@ -406,10 +406,14 @@ class Attempts:
         proven = await self._bring(entry, version)
         await self._publish_beside(entry, proven)
 
-    async def _is_our_prefix(self, entry: SpoolEntry, there: Stat) -> bool:
-        """After an attempt in place, or in an archive, that was cut, the cluster holds a part of
-        our own bytes."""
-        if not entry.in_place or there.size > min(entry.size, CHECKSUM_LIMIT):
+    async def _has_our_bytes(self, entry: SpoolEntry, there: Stat) -> bool:
+        """The same bytes are no conflict, whoever brought them; nor is a part of ours, after an
+        attempt in place or in an archive that was cut."""
+        size = entry.size
+        has_part = entry.in_place and there.size < size
+        if there.kind is not Kind.FILE or there.size > CHECKSUM_LIMIT:
+            return False
+        if there.size != size and not has_part:
             return False
         theirs = await self._workplace.checksum(entry.path)
         return theirs == await self._disk.run(lambda: sha256_of(entry.fd, there.size))

@@ -199,8 +199,10 @@ class Renaming:
             await self._aliases.settle(source)
             if moved is None or moved.base is not None or self._aliases.at(target) is not None:
                 await self._aliases.settle(target)  # else the new file starts from what is there
-        if self._removals.is_directory(target):
-            # Never while turns are held: a tombstone waits for uploads, and these for their turn.
+        known = await self._overlay.remote(source) if moved is None else None
+        is_directory = known is not None and known.is_directory
+        if self._removals.is_directory(target) or (is_directory and self._removals.hides(target)):
+            # A file replaces what is buried there; a directory replaces no file. Never while turns are held: a tombstone waits for uploads, and these for their turn.
             with self._floors.callers.interruptible():
                 await self._removals.execute_now(target)
         async with contextlib.AsyncExitStack() as turns:
