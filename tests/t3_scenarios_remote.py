@@ -66,7 +66,7 @@ def test_a_growing_file(door_with: Callable[..., Door], far: Any) -> None:
 
 
 def test_the_same_bytes_are_no_conflict(door: Door, far: Any) -> None:
-    """Writing: a conflict is two versions; here somebody else wrote the one that is written here."""
+    """Writing: a conflict is two versions; here somebody else wrote the same."""
     far.write("file", b"base")
     with door.open("file", os.O_RDWR) as file:
         file.write(b"the same bytes")

@@ -321,14 +321,21 @@ def test_a_mode_that_changed_under_an_open_file_stays(door: Door, far: Any) -> N
     assert far.mode("file") == 0o600
 
 
-def test_a_directory_takes_the_name_of_a_removed_file(door: Door, far: Any) -> None:
-    """`rename(2)`: the file is gone for whoever looks, also while its removal waits for uploads."""
-    far.write("file", b"old")
+@pytest.mark.parametrize("removed", ["target", "target/file"])
+def test_a_directory_takes_the_place_of_what_was_removed(
+    door: Door, far: Any, removed: str
+) -> None:
+    """`rename(2)`: a file is gone, and a directory empty, for whoever looks, also while the removal
+    waits for uploads."""
+    if "/" in removed:
+        far.mkdir("target")
+    far.write(removed, b"old")
     door.mkdir("folder")
     door.write("folder/pending", b"new")
-    door.unlink("file")
-    door.rename("folder", "file")
-    assert door.listdir() == ["file"]
+    door.unlink(removed)
+    door.rename("folder", "target")
+    assert door.listdir() == ["target"]
     door.sync()
-    assert far.names() == {"file"}
-    assert far.read("file/pending") == b"new"
+    assert far.names() == {"target"}
+    assert far.names("target") == {"pending"}
+    assert far.read("target/pending") == b"new"

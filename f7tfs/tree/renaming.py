@@ -201,8 +201,11 @@ class Renaming:
                 await self._aliases.settle(target)  # else the new file starts from what is there
         known = await self._overlay.remote(source) if moved is None else None
         is_directory = known is not None and known.is_directory
-        if self._removals.is_directory(target) or (is_directory and self._removals.hides(target)):
-            # A file replaces what is buried there; a directory replaces no file. Never while turns are held: a tombstone waits for uploads, and these for their turn.
+        if self._removals.is_directory(target) or (
+            is_directory and any(self._removals.within(target))
+        ):
+            # A file replaces the file that is buried there; a directory replaces an empty one only.
+            # Never while turns are held: a tombstone waits for uploads, and these for their turn.
             with self._floors.callers.interruptible():
                 await self._removals.execute_now(target)
         async with contextlib.AsyncExitStack() as turns:
