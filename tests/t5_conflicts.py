@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from waits import wait_until
 pytestmark = [pytest.mark.simulator, pytest.mark.timeout(120)]
 BIG = data_of(6_000_000)
 KEPT = r"the local version is|again in"
+LATE = 1.5  # seconds
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -96,5 +99,44 @@ def test_our_own_lost_reply_is_no_conflict(own_simulator: Callable[..., Place], 
         mount.sync()
         assert far.names() == {"file"}
         assert far.read("file") == b"mine"
+        assert mount.unmount_plainly() == 0
+        assert far.all_litter() == []
+
+
+@pytest.mark.parametrize("is_changed", [False, True], ids=["as it was", "changed"])
+def test_a_late_rename_is_no_conflict(
+    own_simulator: Callable[..., Place], is_changed: bool
+) -> None:
+    """The call of a killed daemon waits at the server, and the next one looks before it is carried
+    out: what it does then is neither somebody else's change nor the last word. (v2 renames by an
+    archive, and that is removed first.)"""
+    place = own_simulator()
+    far: Any = place.far(place.directory)
+    simulator = place.simulator
+    assert simulator is not None
+    far.write("file", b"base")
+    far.age("file")
+    with place.mount(place.directory) as mount:
+        mount.start()
+        mount.announce(KEPT, "never closed")
+        rule = {"match": "PUT /utilities/rename", "times": 1, "action": {"delay": LATE}}
+        (ident,) = simulator.faults([rule])
+        mount.call((mount.path / "file").write_bytes, b"mine")
+        wait_until(lambda: simulator.fired().get(ident), "the call that is to be late")
+        over = time.monotonic() + LATE + 0.5
+        mount.kill()
+        for call in ("DELETE /utilities/rm", "POST /utilities/upload"):  # it comes before these
+            simulator.faults([{"match": call, "times": 1, "action": {"delay": 2 * LATE}}])
+        mount.start()
+        content = b"mine"
+        if is_changed:
+            content = b"mine, and newer"
+            mount.call((mount.path / "file").write_bytes, content)
+            mount.call(os.rename, mount.path / "file", mount.path / "other")
+            mount.call((mount.path / "file").write_bytes, content)
+        wait_until(lambda: time.monotonic() > over, "the late call to be carried out")
+        mount.sync()
+        assert far.names() == ({"file", "other"} if is_changed else {"file"})
+        assert {far.read(name) for name in far.names()} == {content}
         assert mount.unmount_plainly() == 0
         assert far.all_litter() == []

@@ -39,11 +39,11 @@ from f7tfs.transfers.aliases import Aliases
 from f7tfs.transfers.follow import kind_of
 from f7tfs.transfers.linking import Linking
 from f7tfs.transfers.namespace import Namespace
+from f7tfs.transfers.recognition import CHECKSUM_LIMIT, Recognition
 from f7tfs.transfers.routes import Routes, Spent
 from f7tfs.transfers.workplace import Workplace
 
 log = logging.getLogger("f7tfs.upload")
-CHECKSUM_LIMIT = 256 << 20  # bytes; the server's sha256sum has 5 s
 
 
 class Superseded(Exception):
@@ -95,6 +95,7 @@ class Attempts:
         self._routes = Routes(
             cluster, storage, workplace, spool, disk, stall_timeout=stall_timeout, parallel=parallel
         )
+        self._recognition = Recognition(namespace, workplace, spool, disk)
         self._keep_both = keep_both
         self._linking = Linking(namespace, spool, catalog, times, hostname)
 
@@ -134,27 +135,8 @@ class Attempts:
         return temporaries | self._routes.names_in_use()
 
     async def recognise(self, entry: SpoolEntry) -> Stat | None:
-        """Settle what a lost reply left open: if our rename or archive went through, what is there
-        is the entry's base from now on, and is returned. The caller holds the turn."""
-        if entry.expected is None:
-            return None
-        if entry.in_place:
-            await self._workplace.no_archive_left()
-        there = await self._namespace.find(entry.path)
-        if there is None or not entry.expected.agrees(there.fingerprint, ignore_ctime=True):
-            entry.expected = None
-            if there is None:
-                entry.in_place = False
-            elif entry.base is None and await self._has_our_bytes(entry, there):
-                entry.base = there.fingerprint  # a part of it
-            return None
-        if entry.temporary is not None:
-            # On v2 a rename is a link and an unlink: the old name may still be there.
-            await self._workplace.remove_litter(entry.temporary)
-        entry.base, entry.expected, entry.in_place = there.fingerprint, None, False
-        entry.temporary, entry.ticket, entry.form_sent = None, None, False
-        await self._spool.save(entry)
-        return there
+        """See `Recognition`. The caller holds the turn."""
+        return await self._recognition.recognise(entry)
 
     async def abandon(self, entry: SpoolEntry) -> None:
         """Remove the temporary of an attempt that nobody wants any more. Once its form was sent,
@@ -318,7 +300,7 @@ class Attempts:
             return True
         if entry.base is not None and entry.base.agrees(there.fingerprint, ignore_ctime=True):
             return False
-        return self._keep_both and not await self._has_our_bytes(entry, there)
+        return self._keep_both and not await self._recognition.has_our_bytes(entry, there)
 
     # In place.
 
@@ -405,18 +387,6 @@ class Attempts:
         entry.in_place = False
         proven = await self._bring(entry, version)
         await self._publish_beside(entry, proven)
-
-    async def _has_our_bytes(self, entry: SpoolEntry, there: Stat) -> bool:
-        """The same bytes are no conflict, whoever brought them; nor is a part of ours, after an
-        attempt in place or in an archive that was cut."""
-        size = entry.size
-        has_part = entry.in_place and there.size < size
-        if there.kind is not Kind.FILE or there.size > CHECKSUM_LIMIT:
-            return False
-        if there.size != size and not has_part:
-            return False
-        theirs = await self._workplace.checksum(entry.path)
-        return theirs == await self._disk.run(lambda: sha256_of(entry.fd, there.size))
 
     # Clean.
 
