@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Place
-from mounting import Mount
+from conftest import Place, tree_door
+from mounting import CALL_DEADLINE, Mount
+from waits import wait_until
 
 pytestmark = [
     pytest.mark.simulator,
@@ -61,3 +64,27 @@ def test_a_mount_that_needs_no_workplace_asks_nothing(
     before = place.simulator.calls()["total"]
     assert mount.unmount_plainly() == 0
     assert place.simulator.calls()["total"] == before
+
+
+def test_a_link_in_use_is_not_swept(place: Place, directory: str, tmp_path: Path, far: Any) -> None:
+    """Names: a staged download of an odd name goes through a link, and may wait in the scheduler's
+    queue for much longer than from one sweep to the next."""
+    simulator = place.simulator
+    assert simulator is not None
+    content = os.urandom(5 << 20)
+    far.write("brace{a,b}", content)
+    with tree_door(place, directory, tmp_path) as door, ThreadPoolExecutor(1) as reader:
+        simulator.hold_jobs(True)
+        simulator.hold_staging(True)
+        try:
+            reading = reader.submit(door.read, "brace{a,b}")
+            (link,) = wait_until(
+                lambda: [one for one in far.all_litter() if os.path.islink(one)], "a link"
+            )
+            door.run(door.mounted.workplace.sweep)
+            assert os.path.islink(link)
+        finally:
+            simulator.hold_jobs(False)
+            simulator.hold_staging(False)
+        assert reading.result(CALL_DEADLINE) == content
+        wait_until(lambda: not os.path.lexists(link), "the link's end")

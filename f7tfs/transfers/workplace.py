@@ -121,7 +121,8 @@ class Workplace:
             if one.id.endswith(ARCHIVE) and self.is_ours(RemotePath(one.id))
         }
         self._gone: list[RemotePath] = []  # removed ones, of which the journal still knows
-        self._in_use: set[RemotePath] = set()  # those that are being brought or extracted
+        # Archives that are being brought or extracted, links through which something is reached.
+        self._in_use: set[RemotePath] = set()
         self._quiet_from = 0.0
         self._swept: set[RemotePath] = set()  # looked at once; they may heal until their time
         self._turn = trio.Lock()  # the archive's name is used by one at a time
@@ -289,22 +290,22 @@ class Workplace:
     @contextlib.asynccontextmanager
     async def alias(self, path: RemotePath) -> AsyncIterator[RemotePath]:
         """A symlink with a safe name that leads to `path`, removed afterwards."""
-        alias = await self._make_alias(path)
-        try:
-            yield alias
-        finally:
-            with trio.CancelScope(shield=True):
-                await self.remove_litter(alias)
-
-    async def _make_alias(self, path: RemotePath) -> RemotePath:
         place = await self._place(parent_of(path))
-        link = join(place, f"{HIDDEN_PREFIX}{self._mark}-{uuid.uuid4().hex[:12]}")
-        await self._journal.write(LitterRecord(id=link))
-        if await self._cluster.learn_carries(path, Route.COMMAND):
-            await self._cluster.symlink(path, link)
-        else:
-            await self.extract(archive_of(name_of(link), symlink=path), place)
-        return link
+        alias = join(place, f"{HIDDEN_PREFIX}{self._mark}-{uuid.uuid4().hex[:12]}")
+        self._in_use.add(alias)  # a job may wait for hours in its queue: no sweep takes it away
+        try:
+            await self._journal.write(LitterRecord(id=alias))
+            if await self._cluster.learn_carries(path, Route.COMMAND):
+                await self._cluster.symlink(path, alias)
+            else:
+                await self.extract(archive_of(name_of(alias), symlink=path), place)
+            try:
+                yield alias
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self.remove_litter(alias)
+        finally:
+            self._in_use.discard(alias)
 
     async def place_pieces(self, path: RemotePath, count: int) -> list[RemotePath]:
         """Unique hidden names for the pieces of a file, in one directory; journaled."""
@@ -389,7 +390,7 @@ class Workplace:
                 await self._remove_working_directory(path)  # of another host name's
                 continue
             if path in self._in_use or path in self._left or path in self._gone:
-                continue  # an archive: see below
+                continue  # archives: see below
             if path in busy or (record.until > time.time() and path in self._swept):
                 continue
             self._swept.add(path)
