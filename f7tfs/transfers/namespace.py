@@ -7,6 +7,7 @@ lost reply look first and only then decide (SEMANTICS "Metadata").
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -191,6 +192,12 @@ class Namespace:
         before = await self._catalog.stat(path)
         if before.kind is not Kind.DIRECTORY:
             raise NotADirectory(path)
+        with self._workplace.using(path):
+            await self._replace_by_mark(path, before)
+        reached("rmdir.unmarked")
+        self._catalog.drop(path)
+
+    async def _replace_by_mark(self, path: RemotePath, before: Stat) -> None:
         marker = MARK + uuid.uuid4().hex[:12]
         await self._journal.write(LitterRecord(id=path, marker=marker))
         reached("rmdir.marker-journaled")
@@ -212,8 +219,6 @@ class Namespace:
         reached("rmdir.marked")
         if not await self._workplace.remove_litter(path, marker=marker):
             log.warning("%s is removed, but the mark in its place stays until later", path)
-        reached("rmdir.unmarked")
-        self._catalog.drop(path)
 
     async def rename(
         self,
@@ -384,30 +389,39 @@ class Namespace:
         name is linked first, and the target to that one: it is not touched if there is none."""
         if not self._hard_links.may(moved, source, target):
             return NotPermitted(f"no hard links on the device of {target}")
-        directory = common_directory(source, target)
-        skip = len(directory.rstrip("/")) + 1
-        links, trial = [(target[skip:], source[skip:])], None
+        trial = None
         if there is not None and not self._hard_links.is_proven(moved, source, target):
             trial = self._workplace.temporary_for(target)
-            await self._journal.write(LitterRecord(id=trial))
-            links = [(trial[skip:], source[skip:]), (target[skip:], trial[skip:])]
-        failed: F7tfsError | None = None
-        try:
-            await self._workplace.extract(archive_of_links(*links), directory)
-        except F7tfsError as error:
-            if error.transient and not isinstance(error, OutcomeUnknown):
-                raise
-            log.info("linking %s to %s: %s", target, source, error)
-            failed = error
-        now = await self.find(target)
-        if trial is not None:
-            await self._workplace.remove_litter(trial)
+        with self._workplace.using(trial) if trial is not None else contextlib.nullcontext():
+            failed = await self._extract_links(source, target, trial)
+            now = await self.find(target)
+            if trial is not None:
+                await self._workplace.remove_litter(trial)
         if now is not None and (now.ino, now.dev) == (moved.ino, moved.dev):
             self._hard_links.worked(moved, source, target)
             if trial is not None:
                 return msgspec.structs.replace(now, nlink=now.nlink - 1, ctime=None)
             return now
         return failed or ServerError(f"{target} is not the link that was made")
+
+    async def _extract_links(
+        self, source: RemotePath, target: RemotePath, trial: RemotePath | None
+    ) -> F7tfsError | None:
+        """What kept the links from being made, as far as the server told."""
+        directory = common_directory(source, target)
+        skip = len(directory.rstrip("/")) + 1
+        links = [(target[skip:], source[skip:])]
+        if trial is not None:
+            await self._journal.write(LitterRecord(id=trial))
+            links = [(trial[skip:], source[skip:]), (target[skip:], trial[skip:])]
+        try:
+            await self._workplace.extract(archive_of_links(*links), directory)
+        except F7tfsError as error:
+            if error.transient and not isinstance(error, OutcomeUnknown):
+                raise
+            log.info("linking %s to %s: %s", target, source, error)
+            return error
+        return None
 
     async def _move_by_job(self, source: RemotePath, target: RemotePath) -> None:
         ticket = await self._cluster.move_by_job(source, target)

@@ -16,7 +16,7 @@ import re
 import tarfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import trio
 
@@ -121,8 +121,7 @@ class Workplace:
             if one.id.endswith(ARCHIVE) and self.is_ours(RemotePath(one.id))
         }
         self._gone: list[RemotePath] = []  # removed ones, of which the journal still knows
-        # Archives that are being brought or extracted, links through which something is reached.
-        self._in_use: set[RemotePath] = set()
+        self._in_use: set[RemotePath] = set()  # no sweep takes these away
         self._quiet_from = 0.0
         self._swept: set[RemotePath] = set()  # looked at once; they may heal until their time
         self._turn = trio.Lock()  # the archive's name is used by one at a time
@@ -142,21 +141,22 @@ class Workplace:
             directory = base
         async with self._turn:
             place = join(await self._place(directory), f"{HIDDEN_PREFIX}{self._mark}.tar")
-            if parent_of(place) != self._directory:
-                await self._journal.write(LitterRecord(id=place))
-            try:
-                await self._cluster.upload(place, archive)
-            except (OutcomeUnknown, NotFound):
-                # Our own name, in place: harmless twice. NotFound: somebody tidied it away.
-                self._usable = None
-                place = join(await self._place(directory), name_of(place))
-                await self._cluster.upload(place, archive)
-            try:
-                await self._cluster.extract(place, directory)
-            finally:
+            with self.using(place):
                 if parent_of(place) != self._directory:
-                    with trio.CancelScope(shield=True):
-                        await self.remove_litter(place)
+                    await self._journal.write(LitterRecord(id=place))
+                try:
+                    await self._cluster.upload(place, archive)
+                except (OutcomeUnknown, NotFound):
+                    # Our own name, in place: harmless twice. NotFound: somebody tidied it away.
+                    self._usable = None
+                    place = join(await self._place(directory), name_of(place))
+                    await self._cluster.upload(place, archive)
+                try:
+                    await self._cluster.extract(place, directory)
+                finally:
+                    if parent_of(place) != self._directory:
+                        with trio.CancelScope(shield=True):
+                            await self.remove_litter(place)
 
     async def extract_once(
         self, archive: bytes, directory: RemotePath, *, beside: RemotePath, private: bool
@@ -267,6 +267,15 @@ class Workplace:
                 self._usable = True
         return self._directory if self._usable else directory
 
+    @contextlib.contextmanager
+    def using(self, name: RemotePath) -> Iterator[None]:
+        """No sweep removes `name` meanwhile, or forgets that it may have to be removed."""
+        self._in_use.add(name)
+        try:
+            yield
+        finally:
+            self._in_use.discard(name)
+
     @contextlib.asynccontextmanager
     async def reaching(self, path: RemotePath, route: Route) -> AsyncIterator[RemotePath]:
         """`path` itself if `route` carries it, else a symlink with a safe name that leads there
@@ -292,8 +301,7 @@ class Workplace:
         """A symlink with a safe name that leads to `path`, removed afterwards."""
         place = await self._place(parent_of(path))
         alias = join(place, f"{HIDDEN_PREFIX}{self._mark}-{uuid.uuid4().hex[:12]}")
-        self._in_use.add(alias)  # a job may wait for hours in its queue: no sweep takes it away
-        try:
+        with self.using(alias):  # for as long as a job waits in its queue
             await self._journal.write(LitterRecord(id=alias))
             if await self._cluster.learn_carries(path, Route.COMMAND):
                 await self._cluster.symlink(path, alias)
@@ -304,8 +312,6 @@ class Workplace:
             finally:
                 with trio.CancelScope(shield=True):
                     await self.remove_litter(alias)
-        finally:
-            self._in_use.discard(alias)
 
     async def place_pieces(self, path: RemotePath, count: int) -> list[RemotePath]:
         """Unique hidden names for the pieces of a file, in one directory; journaled."""
@@ -376,10 +382,10 @@ class Workplace:
     async def tidy(self, busy: Callable[[], frozenset[RemotePath]]) -> None:
         """Sweep at the start, and again while something due is left."""
         while True:
-            await self.sweep(busy=busy())
+            await self.sweep(busy)
             await trio.sleep(SWEEP_INTERVAL)
 
-    async def sweep(self, *, busy: frozenset[RemotePath] = frozenset()) -> None:
+    async def sweep(self, busy: Callable[[], frozenset[RemotePath]] = frozenset) -> None:
         """Remove what an earlier daemon or an abandoned attempt left. An abandoned v1 upload
         heals and makes its file again until the form expires (v1 FACTS §6): such records stay."""
         for record in self._journal.load(LitterRecord):
@@ -390,8 +396,8 @@ class Workplace:
                 await self._remove_working_directory(path)  # of another host name's
                 continue
             if path in self._in_use or path in self._left or path in self._gone:
-                continue  # archives: see below
-            if path in busy or (record.until > time.time() and path in self._swept):
+                continue  # as to archives, see below
+            if path in busy() or (record.until > time.time() and path in self._swept):
                 continue
             self._swept.add(path)
             gone = await self.remove_litter(path, marker=record.marker)
