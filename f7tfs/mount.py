@@ -422,7 +422,7 @@ async def _assemble(
         root=root,
     )
     overlays: dict[str, Wing] = {}
-    work = [cluster.breaker.watch, uploads.run, removals.run, aliases.run]
+    work = [cluster.breaker.watch, uploads.run, removals.run, aliases.run, submissions.search]
     if config.jobs.enabled:
         board = JobBoard(
             cluster,

@@ -523,8 +523,8 @@ def test_a_job(sim: Simulator) -> None:
                 pass
         assert job.name in {"mine", ""}  # "": the accounting has only begun to know it
         assert (await cluster.job_paths(job)) == submitted
-        assert (await cluster.submitted_as("tag-1234.sh")) == submitted
-        assert await cluster.submitted_as("another.sh") is None
+        tag = "tag-1234.sh"
+        assert await cluster.submitted_as({tag, "another.sh"}) == {tag: submitted}
         # An id that nobody knows does not hide the others.
         both = await cluster.accounting([submitted.job_id, "99999999"])
         assert [job.id for job in both] == [submitted.job_id]

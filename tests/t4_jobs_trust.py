@@ -95,6 +95,38 @@ def text_of(mount: Mount, name: str) -> str:
 # Lost replies.
 
 
+def test_all_unknown_drops_are_looked_for_by_one_call(
+    mounted: Callable[..., Mount], queue: Queue
+) -> None:
+    """Once, and the API is spared: v1's look lists every task of the user (v1 FACTS §5)."""
+    mount = mounted(patience=2)
+    mount.announce("not known whether")
+    simulator = queue.simulator
+    simulator.faults([{"match": queue.post, "times": None, "action": {"drop": "before"}}])
+    for number in range(12):
+        mount.run(f"cp quick.sh mnt/jobs/{number}.sh")
+    wait_until(lambda: {one["state"] for one in drops(mount).values()} == {"unknown"}, "unknown")
+    simulator.clear_faults()
+    mount.kill()
+    simulator.reset_calls()
+    mount.start()
+
+    def looks() -> list[dict[str, Any]]:
+        if queue.dialect == "v1":
+            paths, narrowed = {"/tasks"}, "tasks"
+        else:
+            paths, narrowed = {f"/compute/{simulator.system}/jobs"}, "id"
+        return [
+            one
+            for one in simulator.log(1000)
+            if one["method"] == "GET" and one["path"] in paths and narrowed not in one["params"]
+        ]
+
+    wait_until(lambda: len(looks()) >= 3, "three looks")
+    assert len(looks()) <= 5
+    assert {one["state"] for one in drops(mount).values()} == {"unknown"}
+
+
 def test_a_lost_reply_is_found_out_without_anybody_looking(
     mounted: Callable[..., Mount], queue: Queue
 ) -> None:

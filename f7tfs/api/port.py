@@ -8,7 +8,7 @@ route does not carry: `NameNotSupported` is raised before anything is sent.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -284,8 +284,9 @@ class Cluster(Protocol):
         It costs a call for each job (v1: of one that is not over, three commands)."""
         ...
 
-    async def submitted_as(self, tag: str) -> Submitted | None:
-        """The job that `submit` made of this tag, if the server knows of one."""
+    async def submitted_as(self, tags: Collection[str]) -> dict[str, Submitted]:
+        """The jobs that `submit` made of these tags; those that the server does not know are
+        missing. However many they are, it is asked once, and (v2) for the paths of those found."""
         ...
 
     async def cancel(self, job_id: str) -> None:

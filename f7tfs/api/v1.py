@@ -7,7 +7,7 @@ calls that change nothing.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -349,8 +349,8 @@ class V1Cluster:
     async def job_paths(self, job: Job) -> Submitted:
         return await self._jobs.paths(job)
 
-    async def submitted_as(self, tag: str) -> Submitted | None:
-        return await self._jobs.submitted_as(tag)
+    async def submitted_as(self, tags: Collection[str]) -> dict[str, Submitted]:
+        return await self._jobs.submitted_as(tags)
 
     async def cancel(self, job_id: str) -> None:
         await self._jobs.cancel(job_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -103,13 +103,15 @@ class Jobs:
         told = {one.id: one for one in active_jobs(rows)}.get(job.id, job)
         return Submitted(job.id, told.script_path, told.stdout_path, told.stderr_path)
 
-    async def submitted_as(self, tag: str) -> Submitted | None:
+    async def submitted_as(self, tags: Collection[str]) -> dict[str, Submitted]:
         """Out of the user's tasks, which hold what each submission answered, for a day; it costs
         no command of the login node."""
+        found = {}
         for data in await self._tasks.results_of("compute"):
-            if said(data.get("job_file")).rpartition("/")[2] == tag and said(data.get("jobid")):
-                return submitted_of(data)
-        return None
+            tag = said(data.get("job_file")).rpartition("/")[2]
+            if tag in tags and said(data.get("jobid")):
+                found[tag] = submitted_of(data)
+        return found
 
     async def _rows_of(self, path: str, query: dict[str, str], what: str) -> Any:
         answer = await self._calls.ask(path, query, what)

@@ -7,7 +7,7 @@ retries are those of `http` for calls that change nothing, or were certainly not
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from f7tfs.api import v2_names, v2_wire
@@ -345,8 +345,8 @@ class V2Cluster:
     async def job_paths(self, job: Job) -> Submitted:
         return await self._jobs.paths(job.id)
 
-    async def submitted_as(self, tag: str) -> Submitted | None:
-        return await self._jobs.submitted_as(tag)
+    async def submitted_as(self, tags: Collection[str]) -> dict[str, Submitted]:
+        return await self._jobs.submitted_as(tags)
 
     async def cancel(self, job_id: str) -> None:
         await self._jobs.cancel(job_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -150,9 +150,19 @@ class Jobs:
         stdout, stderr = await self._outputs_of(job_id)
         return Submitted(job_id, stdout_path=stdout, stderr_path=stderr)
 
-    async def submitted_as(self, tag: str) -> Submitted | None:
-        row = await self.named(tag)
-        return None if row is None else await self.paths(base_of(row.job.id))
+    async def submitted_as(self, tags: Collection[str]) -> dict[str, Submitted]:
+        rows = await self._named_any(tags)
+        found = {row.job.name: base_of(row.job.id) for row in rows if row.job.name in tags}
+        return {tag: await self.paths(job_id) for tag, job_id in found.items()}
+
+    async def _named_any(self, tags: Collection[str]) -> list[Row]:
+        if len(tags) > ONE_BY_ONE:
+            try:
+                return rows_of((await self._list()).body)
+            except QueueUnreadable as error:
+                log.info("jobs are looked for one by one: %s", error)
+        found = [await self.named(tag) for tag in tags]
+        return [row for row in found if row is not None]
 
     async def cancel(self, job_id: str) -> None:
         what = f"cancel job {job_id}"

@@ -17,6 +17,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Collection
 
 import trio
 
@@ -40,8 +41,9 @@ from f7tfs.transfers.upload import Uploads
 log = logging.getLogger("f7tfs.submit")
 PATIENCE = 5.0  # seconds inside close()
 RECONCILE_FOR = 3600.0  # seconds for which a job of an unknown submission is looked for
+FIRST_LOOK = 1.0  # seconds from one look to the next, at first
 SLOWEST_TRY = 60.0
-SLOWEST_LOOK = 300.0  # v1's look lists all tasks of the user
+SLOWEST_LOOK = 300.0  # v1's look lists all tasks of the user, v2's the jobs of a day
 CANCEL_TRIES = 3
 
 # The scheduler's words → the option that may be missing.
@@ -72,6 +74,8 @@ class Submissions:
         self._ended: dict[str, trio.Event] = {}  # tag → its sending is settled
         self._awaited: set[str] = set()  # tags whose refusal close() will tell
         self._refusals: dict[str, F7tfsError] = {}  # tag → why, until it has
+        self._searched: set[str] = set()  # tags of unknown submissions whose jobs are looked for
+        self._another = trio.Event()  # there is one more
 
     @property
     def drops(self) -> Drops:
@@ -249,41 +253,59 @@ class Submissions:
             elif drop.state == "held":
                 self._nursery.start_soon(self._bring, drop.id)
             elif drop.state == "unknown":
-                self._nursery.start_soon(self._find_out, drop.id)
+                self._search_for(drop.id)
             elif drop.withdrawn:
                 self._nursery.start_soon(self._cancel_withdrawn, drop.id)
 
     async def _is_unknown(self, tag: str, words: str) -> None:
         await self._settle(tag, state="unknown", error=words)
-        self._nursery.start_soon(self._find_out, tag)
+        self._search_for(tag)
 
-    async def _find_out(self, tag: str) -> None:
-        """Look for the job of an unknown submission, ever more rarely, for an hour and at least
-        once. What is sent once is not sent again: if there is no job, the user drops anew."""
-        pause = 1.0
-        while (drop := self._drops.tagged(tag)) is not None and drop.state == "unknown":
+    def _search_for(self, tag: str) -> None:
+        self._searched.add(tag)
+        self._another.set()
+
+    async def search(self) -> None:
+        """Look for the jobs of unknown submissions, for all by one call, ever more rarely, for an
+        hour and at least once. What is sent once is not sent again: if there is no job, the user
+        drops anew."""
+        pause = FIRST_LOOK
+        while True:
+            if not self._searched:
+                await self._another.wait()
             await self._cluster.breaker.back()
-            looked = await self._look_for(tag)
-            if looked and time.time() - drop.created > RECONCILE_FOR:
-                break
-            await trio.sleep(pause)
+            if self._another.is_set():
+                self._another, pause = trio.Event(), FIRST_LOOK
+            self._searched = {tag for tag in self._searched if self._state(tag) == "unknown"}
+            if not self._searched:
+                continue
+            wanted = frozenset(self._searched)
+            if await self._look_for(wanted):
+                for tag in wanted:
+                    await self._give_up_old(tag)
+            await trio.sleep(FIRST_LOOK)
+            with trio.move_on_after(pause - FIRST_LOOK):
+                await self._another.wait()
             pause = min(2 * pause, SLOWEST_LOOK)
+
+    async def _give_up_old(self, tag: str) -> None:
         drop = self._drops.tagged(tag)
-        if drop is None or drop.state != "unknown":
+        if drop is None or drop.state != "unknown" or drop.created > time.time() - RECONCILE_FOR:
             return
+        self._searched.discard(tag)
         log.warning("%s: no job of the tag %s was found", drop.name, tag)
         if drop.withdrawn:
             await self._drops.forget(drop)
 
-    async def _look_for(self, tag: str) -> bool:
+    async def _look_for(self, tags: Collection[str]) -> bool:
         """Whether the server could be asked."""
         try:
-            found = await self._cluster.submitted_as(tag)
+            found = await self._cluster.submitted_as(tags)
         except F7tfsError as error:
-            log.info("looking for the job of %s: %s", tag, error)
+            log.info("looking for the jobs of %s: %s", ", ".join(tags), error)
             return False
-        if found is not None:
-            await self._found(tag, found)
+        for tag, submitted in found.items():
+            await self._found(tag, submitted)
         return True
 
     async def _found(self, tag: str, found: Submitted) -> None:
@@ -324,7 +346,7 @@ class Submissions:
                 await event.wait()
         if self._state(tag) == "unknown":
             with trio.move_on_after(PATIENCE):
-                await self._look_for(tag)
+                await self._look_for([tag])
         drop = self._drops.tagged(tag)
         if drop is not None and drop.state == "submitted":
             is_over = is_over or drop.last is not None
