@@ -91,6 +91,7 @@ class Operations(pyfuse3.Operations):
         self._spool_directory = spool_directory
 
     def _attributes(self, node: Node, look: Look) -> pyfuse3.EntryAttributes:
+        node.told_size = look.size
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = cast(Any, node.ino)
         entry.generation = 0
@@ -168,6 +169,10 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         with self._tree.callers.interruptible():
             handle = await self._tree.open(inode, flags, _caller(ctx))
+        if self._tree.opened(handle).is_resized:
+            # Else a reader sees no further than the old end, for as long as attributes are kept.
+            with contextlib.suppress(OSError):  # the kernel may have forgotten the inode
+                pyfuse3.invalidate_inode(cast(Any, inode), attr_only=True)
         return self._file_info(handle)
 
     def _file_info(self, handle: int) -> pyfuse3.FileInfo:

@@ -65,6 +65,17 @@ def test_a_growing_file(door_with: Callable[..., Door], far: Any) -> None:
         wait_until(lambda: file.read() == b"one\ntwo\n", "the new line")
 
 
+def test_open_shows_a_new_size_at_once(door: Door, far: Any) -> None:
+    """Metadata: "**open()** never trusts" what is old; nor does the kernel, which keeps a size."""
+    far.write("file", b"x")
+    assert door.read("file") == b"x"
+    for size in (542, 7, 100_000):
+        far.write("file", os.urandom(size))
+        door.stat("file")
+        door.refresh()
+        assert door.read("file") == far.read("file"), size
+
+
 def test_the_same_bytes_are_no_conflict(door: Door, far: Any) -> None:
     """Writing: a conflict is two versions; here somebody else wrote the same."""
     far.write("file", b"base")

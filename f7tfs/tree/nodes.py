@@ -24,7 +24,10 @@ class Node:
     replaced) while somebody still has them open. `others` are further names of the same inode,
     made by link(2) in this mount: (parent, name)."""
 
-    __slots__ = ("ino", "kind", "lookups", "name", "opened", "others", "parent", "version", "wing")
+    __slots__ = (
+        "ino", "kind", "lookups", "name", "opened", "others", "parent", "told_size", "version",
+        "wing",
+    )  # fmt: skip
 
     def __init__(self, ino: int, parent: Node | None, name: str, kind: Kind, wing: Wing) -> None:
         self.ino = ino
@@ -36,6 +39,7 @@ class Node:
         self.lookups = 0
         self.opened = 0
         self.version: object = None  # of the content that the kernel's page cache holds
+        self.told_size = -1  # bytes, as the kernel was told last
 
     @property
     def is_root(self) -> bool:

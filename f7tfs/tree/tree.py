@@ -38,12 +38,13 @@ TRASH = (".Trash", ".Trash-")
 class Opened:
     """An open file: its node and the wing's handle."""
 
-    __slots__ = ("keep_cache", "node", "source")
+    __slots__ = ("is_resized", "keep_cache", "node", "source")
 
     def __init__(self, node: Node, source: OpenFile) -> None:
         self.node = node
         self.source = source
         self.keep_cache = False  # whether the kernel's pages are still of this version
+        self.is_resized = False  # whether the kernel was told another size, and may go by that
 
 
 class OpenedDirectory:
@@ -137,17 +138,19 @@ class Tree:
         except BaseException:
             self.nodes.closing(node)
             raise
-        handle = self._register(Opened(node, source))
+        opened = Opened(node, source)
+        handle = self._register(opened)
         try:
             if flags & os.O_TRUNC and wants_writing(flags):
                 # The kernel leaves it to us (docs/decisions): no setattr follows.
                 await self.change(node.ino, Changes(size=0), handle)
             elif not source.is_direct:
-                version = (await node.wing.look(node)).version
-                self._files[handle].keep_cache = node.version == version
-                node.version = version
+                look = await node.wing.look(node)
+                opened.keep_cache = node.version == look.version
+                opened.is_resized = node.told_size != look.size
+                node.version = look.version
             elif caller.sniffs:
-                self._files[handle].keep_cache = True  # it goes past the kernel's pages
+                opened.keep_cache = True  # it goes past the kernel's pages
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self.release(handle)
