@@ -293,9 +293,20 @@ def kills(stage: Stage, count: int, seed: int) -> bool:
                     }
                     if there != known:
                         lost += 1
-                        print(f"kill {kill}: the cluster's w{number} differs", flush=True)
+                        tell_difference(kill, f"w{number}", there, known, mount.log())
                 print(f"{kill} kills, {acknowledged} bytes acknowledged, {lost} lost", flush=True)
     return lost == 0
+
+
+def tell_difference(
+    kill: int, folder: str, there: dict[str, bytes], known: dict[str, bytes], log: str
+) -> None:
+    for name in sorted({*there, *known}):
+        found, wanted = there.get(name), known.get(name)
+        if found != wanted:
+            print(f"kill {kill}, {folder}/{name}: {told(found)} there, {told(wanted)} here")
+            lines = [line for line in log.splitlines() if f"{folder}/{name}" in line]
+            print(*lines[-20:], sep="\n", flush=True)
 
 
 # cp a b; rm a.

@@ -195,6 +195,22 @@ def test_noreplace(door: Door, far: Any) -> None:
     }  # fmt: skip
 
 
+def test_noreplace_onto_a_removed_name(door_with: Callable[..., Door], far: Any) -> None:
+    """mv asks for RENAME_NOREPLACE first, and some versions do not bear EEXIST for a name that is
+    not there: "cannot overwrite directory"."""
+    far.write("clean", b"clean")
+    far.write("removed", b"removed")
+    door = door_with(writeback_delay=60)
+    door.write("pending", b"pending")  # the removal waits behind it
+    door.unlink("removed")
+    door.rename("clean", "removed", noreplace=True)
+    assert far.names() == {"removed"}
+    assert door.read("removed") == b"clean"
+    door.sync()
+    assert far.names() == {"removed", "pending"}
+    assert far.read("removed") == b"clean"
+
+
 def test_rename_onto_itself(door: Door, far: Any) -> None:
     """Metadata: as rename(2), nothing happens."""
     far.write("clean", b"x")

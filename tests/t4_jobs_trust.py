@@ -65,8 +65,10 @@ def mounted(
 
     yield start
     for mount in made:
-        mount.assert_quiet()
-        mount.remove()
+        try:
+            mount.assert_quiet()
+        finally:
+            mount.remove()
     for job_id in dict.fromkeys(
         one.partition("_")[0]
         for one, state in queue.jobs().items()

@@ -160,6 +160,22 @@ SCENES = [
         ({"other": SMALL, "file": SMALL},),
     ),
     Scene(
+        "removed, and another renamed there",
+        "+rename.moved +rename.linked@v2",
+        "cp $SMALL $D/other; rm $D/name; mv $D/file $D/name",
+        {"file": b"moved", "name": b"old"},
+        {"other": SMALL, "name": b"moved"},
+        ({"other": SMALL, "file": b"moved"},),
+    ),
+    Scene(
+        "removed, and the directory renamed",
+        "+rename.moved",
+        "cp $SMALL $D/other; rm $D/dir/gone; mv $D/dir $D/name",
+        {"dir": None, "dir/gone": b"old", "dir/stays": b"stays"},
+        {"other": SMALL, "name": None, "name/stays": b"stays"},
+        ({"other": SMALL, "dir": None, "dir/stays": b"stays"},),
+    ),
+    Scene(
         "new and renamed",
         "rename.recorded",
         "cp $SMALL $D/file; mv $D/file $D/name",

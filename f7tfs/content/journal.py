@@ -93,13 +93,15 @@ class RemovalRecord(Record, frozen=True):
 
 class RenameRecord(Record, frozen=True):
     """A rename on the cluster that dirty files have to follow, or that is more than one call:
-    written before it begins, ended with what it changes here. `ino` and `dev` of what is moved."""
+    written before it begins (`since`, epoch seconds), ended with what it changes here. `ino` and
+    `dev` of what is moved."""
 
     kind = "rename"
     source: str
     target: str
     ino: int
     dev: int
+    since: float = 0.0
 
 
 class AliasRecord(Record, frozen=True):

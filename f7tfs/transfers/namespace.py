@@ -36,12 +36,23 @@ from f7tfs.errors import (
     Unsupported,
 )
 from f7tfs.faultpoints import reached
-from f7tfs.model import Attributes, Identity, Kind, RemotePath, Stat, join, name_of, parent_of
+from f7tfs.model import (
+    Attributes,
+    Fingerprint,
+    Identity,
+    Kind,
+    RemotePath,
+    Stat,
+    join,
+    name_of,
+    parent_of,
+)
 from f7tfs.transfers.follow import follow, kind_of
 from f7tfs.transfers.hardlinks import REFUSALS, HardLinks
 from f7tfs.transfers.workplace import MARK, Workplace, archive_of, archive_of_links
 
 log = logging.getLogger("f7tfs.namespace")
+LATE_LOOK = 0.5  # seconds from one look for a dead daemon's rename to the next
 SAMPLE = 30.0  # seconds for which one new directory speaks for its siblings
 NAME_MAX = 255  # bytes; the kernel lets longer names through to FUSE
 
@@ -226,10 +237,12 @@ class Namespace:
         target: RemotePath,
         *,
         replace: bool = True,
+        buried: Fingerprint | None = None,
         followers: bool = False,
     ) -> Stat:
         """rename(2) on top of `mv --force`: never into a directory, never across devices. Returns
-        what is at the target afterwards. `followers`: more has to change here then, until
+        what is at the target afterwards. `buried`: of the file there that is removed here already;
+        it is no reason for Exists. `followers`: more has to change here then, until
         `rename_followed`; a daemon that ends in between leaves a RenameRecord."""
         await self.require_name(source)
         await self.require_name(target)
@@ -237,7 +250,8 @@ class Namespace:
         self._require_movable(source, target, moved)
         there = await self.find(target)
         if there is not None:
-            if not replace:
+            is_buried = buried is not None and buried.agrees(there.fingerprint, ignore_ctime=True)
+            if not replace and not is_buried:
                 raise Exists(target)
             if (there.ino, there.dev) == (moved.ino, moved.dev):
                 return there  # two links to one file: rename(2) does nothing
@@ -249,7 +263,10 @@ class Namespace:
         by_links = not self._cluster.capabilities.renames and moved.kind is not Kind.DIRECTORY
         if not followers and not by_links:
             return await self.rename_checked(source, target, moved, there)
-        record = RenameRecord(id=source, source=source, target=target, ino=moved.ino, dev=moved.dev)
+        record = RenameRecord(
+            id=source, source=source, target=target, ino=moved.ino, dev=moved.dev,
+            since=time.time(),
+        )  # fmt: skip
         await self._journal.write(record)
         try:
             after = await self.rename_checked(source, target, moved, there)
@@ -267,15 +284,22 @@ class Namespace:
 
     async def finish_rename(self, record: RenameRecord) -> Stat | None:
         """What became of a rename during which a daemon ended: the target if it went through, None
-        if nothing happened. Of two links to one file, the old one is removed."""
+        if nothing happened. Of two links to one file, the old one is removed. The server carries
+        on with a call whose caller is gone: it is given its time."""
         source, target = RemotePath(record.source), RemotePath(record.target)
-        there = await self.find(target)
-        if there is None or (there.ino, there.dev) != (record.ino, record.dev):
-            return None
+        given = self._cluster.capabilities.command_timeout
+        while True:
+            there = await self.find(target)
+            if there is not None and (there.ino, there.dev) == (record.ino, record.dev):
+                break
+            if not 0 <= time.time() - record.since < given:
+                return None
+            await trio.sleep(LATE_LOOK)
         left = await self.find(source)
         is_link = left is not None and (left.ino, left.dev) == (there.ino, there.dev)
         if is_link and there.kind is not Kind.DIRECTORY:
-            await self._workplace.remove_own(source)
+            with contextlib.suppress(NotFound):  # the dead daemon's call has just done it
+                await self._workplace.remove_own(source)
             there = await self._catalog.stat(target)
         self._catalog.forget(source)
         self._note(target, there)

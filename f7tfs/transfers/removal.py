@@ -75,6 +75,11 @@ class Removals:
         record = self._records.get(path)
         return record is not None and record.is_directory
 
+    def fingerprint(self, path: RemotePath) -> Fingerprint | None:
+        """Of the file that is buried at this very name."""
+        record = self._records.get(path)
+        return None if record is None else record.fingerprint
+
     def names_in(self, directory: RemotePath) -> set[str]:
         return {name_of(path) for path in self._records if parent_of(path) == directory}
 

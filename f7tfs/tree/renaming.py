@@ -334,13 +334,18 @@ class Renaming:
         if replaced is not None and is_directory:
             raise NotADirectory(target)
         below = spool.within(source)
-        followers = bool(below) or replaced is not None
+        is_buried = self._removals.hides(target) or any(self._removals.within(source))
+        followers = bool(below) or replaced is not None or is_buried
         for entry in below:
             entry.is_moving = True
         try:
             async with self._removals.steady():
                 after = await self._namespace.rename(
-                    source, target, replace=replace, followers=followers
+                    source,
+                    target,
+                    replace=replace,
+                    buried=self._removals.fingerprint(target),
+                    followers=followers,
                 )
                 reached("rename.moved")
                 async with self._journal.together():
