@@ -133,6 +133,13 @@ class SpoolEntry:
         return self.state is not State.GONE
 
     @property
+    def is_unwritten(self) -> bool:
+        """The last writer is gone, and the journal did not take what it wrote (yet)."""
+        if self.is_junk or self.writers or self.state is not State.OPEN:
+            return False
+        return self.journaled != self.generation
+
+    @property
     def is_gone(self) -> bool:
         return self.state is State.GONE
 

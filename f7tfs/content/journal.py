@@ -370,13 +370,14 @@ class Journal:
             batch.then.append(callback)
 
     async def _write(self, rows: list[tuple[str, str, str]], gone: list[tuple[str, str]]) -> None:
-        gone = [*gone, *self._forgotten]
-        self._forgotten = []
+        forgotten, self._forgotten = self._forgotten, []
+        gone = [*gone, *forgotten]
         async with self._turn:
             with trio.CancelScope(shield=True):
                 try:
                     await trio.to_thread.run_sync(self._commit, rows, gone, limiter=self._limiter)
                 except sqlite3.Error as error:
+                    self._forgotten += forgotten
                     raise NoLocalSpace(f"the journal takes no more records: {error}") from error
 
     def _commit(self, rows: list[tuple[str, str, str]], gone: list[tuple[str, str]]) -> None:

@@ -65,6 +65,37 @@ class Uploads:
 
     # What the tree tells.
 
+    async def released(self, entry: SpoolEntry) -> None:
+        """A writer let go of it: after the last one, what was written is journaled, and owed from
+        then on. Where the local disk takes no record, close() has told so; the bytes are here, and
+        shown, and it is tried until it does."""
+        if entry.writers or entry.state is not State.OPEN:
+            return
+        try:
+            await self._write_down(entry)
+        except (OSError, F7tfsError) as error:
+            entry.error, entry.errno = str(error), errno_of(error)
+            log.warning("%s is not in the journal: %s", entry.path, error)
+            self.later(self._write_down_later, entry)
+            raise
+
+    async def _write_down(self, entry: SpoolEntry) -> None:
+        await self._spool.commit(entry)
+        if not entry.writers and entry.state is State.OPEN:
+            self.closed(entry)
+
+    async def _write_down_later(self, entry: SpoolEntry) -> None:
+        pause = 1.0
+        while entry.is_unwritten:
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            try:
+                await self._write_down(entry)
+            except (OSError, F7tfsError) as error:
+                log.info("%s is not in the journal: %s", entry.path, error)
+            else:
+                log.info("%s is in the journal now", entry.path)
+
     def closed(self, entry: SpoolEntry) -> None:
         """The last writer let go of a journaled entry: it is owed from now on. A file that is
         written again and again is sent at the latest ten delays after its first close."""
@@ -171,7 +202,11 @@ class Uploads:
 
     async def drain(self, directory: RemotePath) -> list[SpoolEntry]:
         """Everything at or below `directory` that was closed, to the cluster now, also what is
-        held under a temporary name; returns what is stuck."""
+        held under a temporary name; returns what is stuck. Raises what keeps the journal from
+        taking what was closed."""
+        for entry in self._spool.within(directory):
+            if entry.is_unwritten:
+                await self._write_down(entry)
         owed = [one for one in self._spool.within(directory) if one.is_owed]
         self.hurry(owed)
         return await self.settled(owed)

@@ -352,10 +352,7 @@ class RemoteHandle:
         try:
             if entry is not None:
                 entry.writers -= 1
-                if entry.writers == 0 and entry.state is State.OPEN:
-                    await self._floors.spool.commit(entry)
-                    if entry.writers == 0 and entry.state is State.OPEN:
-                        self._floors.uploads.closed(entry)
+                await self._floors.uploads.released(entry)
         finally:
             if shared.handles == 0:
                 self._released(shared)
@@ -366,6 +363,5 @@ async def truncate_path(floors: Floors, shared: Shared, size: int) -> None:
     """truncate(2) by name of a file that others have open: committed and owed at once."""
     entry = await shared.dirty(size > 0, 0)
     entry.truncate(size)
-    await floors.spool.commit(entry)
-    if entry.writers == 0 and entry.state is State.OPEN:
-        floors.uploads.closed(entry)
+    await floors.uploads.released(entry)
+    await floors.spool.commit(entry)  # where others have it open
