@@ -103,14 +103,16 @@ def test_our_own_lost_reply_is_no_conflict(own_simulator: Callable[..., Place], 
         assert far.all_litter() == []
 
 
+@pytest.mark.parametrize("size", [4, 6_000_000], ids=["direct", "staged"])
 @pytest.mark.parametrize("is_changed", [False, True], ids=["as it was", "changed"])
 def test_a_late_rename_is_no_conflict(
-    own_simulator: Callable[..., Place], is_changed: bool
+    own_simulator: Callable[..., Place], is_changed: bool, size: int
 ) -> None:
     """The call of a killed daemon waits at the server, and the next one looks before it is carried
     out: what it does then is neither somebody else's change nor the last word. (v2 renames by an
     archive, and that is removed first.)"""
-    place = own_simulator()
+    mine = os.urandom(size)
+    place = own_simulator(staging_interval=0.3)
     far: Any = place.far(place.directory)
     simulator = place.simulator
     assert simulator is not None
@@ -121,16 +123,16 @@ def test_a_late_rename_is_no_conflict(
         mount.announce(KEPT, "never closed")
         rule = {"match": "PUT /utilities/rename", "times": 1, "action": {"delay": LATE}}
         (ident,) = simulator.faults([rule])
-        mount.call((mount.path / "file").write_bytes, b"mine")
+        mount.call((mount.path / "file").write_bytes, mine)
         wait_until(lambda: simulator.fired().get(ident), "the call that is to be late")
         over = time.monotonic() + LATE + 0.5
         mount.kill()
         for call in ("DELETE /utilities/rm", "POST /utilities/upload"):  # it comes before these
             simulator.faults([{"match": call, "times": 1, "action": {"delay": 2 * LATE}}])
         mount.start()
-        content = b"mine"
+        content = mine
         if is_changed:
-            content = b"mine, and newer"
+            content = mine + b", and newer"
             mount.call((mount.path / "file").write_bytes, content)
             mount.call(os.rename, mount.path / "file", mount.path / "other")
             mount.call((mount.path / "file").write_bytes, content)

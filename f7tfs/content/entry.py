@@ -95,6 +95,7 @@ class SpoolEntry:
         self.attempt_version = 0  # the version that `temporary` and `ticket` were made for
         self.is_adoptable = True  # the file's bytes are those of the attempt
         self.expected: Fingerprint | None = None
+        self.expected_since = 0.0  # epoch seconds at which the call for it was about to be made
         self.expected_version = 0  # the version of the content that `expected` was published from
         self.in_place = False  # bytes of it may have been written to its very name
         self.archives = 0  # how many of them it was in without arriving
@@ -160,6 +161,7 @@ class SpoolEntry:
             ticket=self.ticket,
             sent=self.form_sent,
             expected=self.expected,
+            expected_since=self.expected_since,
             expected_is_current=self.expected_version == self.version,
             attempt_is_current=self.attempt_version == self.version,
             parts=dict(self.parts),

@@ -52,6 +52,7 @@ class UploadRecord(Record, frozen=True):
     `base` is the remote file that the edit started from, None if there was none. `ticket`,
     `temporary` and `expected` describe an attempt under way; `expected` is what the target
     will be once our rename is through, so that a lost reply is no conflict with ourselves;
+    `expected_since` is when the call for that was about to be made (epoch seconds);
     `expected_is_current` and `attempt_is_current` say that nothing was written since they were
     noted. `parts`: numbers and ETags of the parts of `ticket` that the object store has, of the
     bytes that the spool file held at `parts_mtime_ns`, its own time. `held`: the name is a
@@ -72,6 +73,7 @@ class UploadRecord(Record, frozen=True):
     sent: bool = False
     expected: Fingerprint | None = None
     expected_is_current: bool = False
+    expected_since: float = 0.0
     attempt_is_current: bool = False
     in_place: bool = False
     size: int = -1

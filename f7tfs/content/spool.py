@@ -321,6 +321,7 @@ class Spool:
             entry.temporary = RemotePath(record.temporary) if record.temporary else None
             entry.ticket, entry.form_sent = record.ticket, record.sent
             entry.expected, entry.in_place = record.expected, record.in_place
+            entry.expected_since = record.expected_since
             entry.expected_version = entry.version if record.expected_is_current else 0
             entry.attempt_version = entry.version if record.attempt_is_current else 0
             entry.parts = record.parts

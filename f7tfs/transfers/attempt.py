@@ -95,7 +95,9 @@ class Attempts:
         self._routes = Routes(
             cluster, storage, workplace, spool, disk, stall_timeout=stall_timeout, parallel=parallel
         )
-        self._recognition = Recognition(namespace, workplace, spool, disk)
+        self._recognition = Recognition(
+            namespace, workplace, spool, disk, call_time=cluster.capabilities.command_timeout
+        )
         self._keep_both = keep_both
         self._linking = Linking(namespace, spool, catalog, times, hostname)
 
@@ -233,6 +235,7 @@ class Attempts:
         it must not be found by whoever comes after, in this mount or a later one."""
         self._cache.forget(entry.path)
         entry.expected, entry.expected_version = expected, version
+        entry.expected_since = time.time()
 
     async def _publish(self, entry: SpoolEntry, proven: Stat, version: int) -> bool:
         """Under the entry's turn: check for a conflict one last time, rename, look. False if a

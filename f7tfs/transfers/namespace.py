@@ -47,12 +47,12 @@ from f7tfs.model import (
     name_of,
     parent_of,
 )
+from f7tfs.transfers import late
 from f7tfs.transfers.follow import follow, kind_of
 from f7tfs.transfers.hardlinks import REFUSALS, HardLinks
 from f7tfs.transfers.workplace import MARK, Workplace, archive_of, archive_of_links
 
 log = logging.getLogger("f7tfs.namespace")
-LATE_LOOK = 0.5  # seconds from one look for a dead daemon's rename to the next
 SAMPLE = 30.0  # seconds for which one new directory speaks for its siblings
 NAME_MAX = 255  # bytes; the kernel lets longer names through to FUSE
 
@@ -284,17 +284,16 @@ class Namespace:
 
     async def finish_rename(self, record: RenameRecord) -> Stat | None:
         """What became of a rename during which a daemon ended: the target if it went through, None
-        if nothing happened. Of two links to one file, the old one is removed. The server carries
-        on with a call whose caller is gone: it is given its time."""
+        if nothing happened. Of two links to one file, the old one is removed."""
         source, target = RemotePath(record.source), RemotePath(record.target)
+
+        def is_moved(stat: Stat) -> bool:
+            return (stat.ino, stat.dev) == (record.ino, record.dev)
+
         given = self._cluster.capabilities.command_timeout
-        while True:
-            there = await self.find(target)
-            if there is not None and (there.ino, there.dev) == (record.ino, record.dev):
-                break
-            if not 0 <= time.time() - record.since < given:
-                return None
-            await trio.sleep(LATE_LOOK)
+        there = await late.found(self.find, target, is_moved, since=record.since, given=given)
+        if there is None or not is_moved(there):
+            return None
         left = await self.find(source)
         is_link = left is not None and (left.ino, left.dev) == (there.ino, there.dev)
         if is_link and there.kind is not Kind.DIRECTORY:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from f7tfs.content.disk import Disk, sha256_of
 from f7tfs.content.spool import Spool, SpoolEntry
-from f7tfs.model import Fingerprint, Kind, Stat
+from f7tfs.model import Fingerprint, Kind, RemotePath, Stat
+from f7tfs.transfers import late
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.workplace import Workplace
 
@@ -13,24 +14,40 @@ CHECKSUM_LIMIT = 256 << 20  # bytes; the server's sha256sum has 5 s
 
 class Recognition:
     def __init__(
-        self, namespace: Namespace, workplace: Workplace, spool: Spool, disk: Disk
+        self,
+        namespace: Namespace,
+        workplace: Workplace,
+        spool: Spool,
+        disk: Disk,
+        *,
+        call_time: float,
     ) -> None:
+        """`call_time`: seconds that the server gives a command."""
         self._namespace = namespace
         self._workplace = workplace
         self._spool = spool
         self._disk = disk
+        self._call_time = call_time
 
     async def recognise(self, entry: SpoolEntry) -> Stat | None:
         """Settle what a lost reply left open: if our rename or archive went through, what is there
         is the entry's base from now on, and is returned. The caller holds the turn."""
-        if entry.expected is None:
+        expected = entry.expected
+        if expected is None:
             return None
         if entry.in_place:
             await self._workplace.no_archive_left()
         there = await self._namespace.find(entry.path)
-        if not _is(entry.expected, there) and await self._no_rename_left(entry):
-            there = await self._namespace.find(entry.path)
-        if there is None or not _is(entry.expected, there):
+        if not _is(expected, there) and entry.temporary is not None:
+            since = await self._how_late(entry, entry.temporary)
+            there = await late.found(
+                self._namespace.find,
+                entry.path,
+                lambda stat: _is(expected, stat),
+                since=since,
+                given=self._call_time,
+            )
+        if there is None or not _is(expected, there):
             entry.expected = None
             if there is None:
                 entry.in_place = False
@@ -45,18 +62,15 @@ class Recognition:
         await self._spool.save(entry)
         return there
 
-    async def _no_rename_left(self, entry: SpoolEntry) -> bool:
-        """The rename of a daemon that was killed may still wait its turn at the server, and the
-        next one looks within milliseconds. It needs the temporary: true once that is gone. A few
-        bytes are sent again for that; what was staged is not."""
-        temporary = entry.temporary
-        if temporary is None or entry.ticket is not None:
-            return False
-        if not await self._workplace.remove_litter(temporary):
-            return False
-        entry.temporary = None
-        await self._spool.save(entry)
-        return True
+    async def _how_late(self, entry: SpoolEntry, temporary: RemotePath) -> float:
+        """The rename of a daemon that was killed may still wait its turn at the server: since when
+        (epoch seconds). It needs the temporary: once that is gone, nothing is under way any more.
+        A few bytes are sent again for that; what was staged is not."""
+        if entry.ticket is None and await self._workplace.remove_litter(temporary):
+            entry.temporary = None
+            await self._spool.save(entry)
+            return 0.0
+        return entry.expected_since
 
     async def has_our_bytes(self, entry: SpoolEntry, there: Stat) -> bool:
         """The same bytes are no conflict, whoever brought them; nor is a part of ours, after an
