@@ -211,8 +211,11 @@ WALKS = [
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_a_walk_cancels_nothing(jobs: Mount, simulator: Simulator, walk: str) -> None:
-    """Cancel: "A walk from above (`rm -rf mnt/*`, `rsync --delete`) cancels nothing"."""
+    """Cancel: "A walk from above (`rm -rf mnt/*`, `rsync --delete`) cancels nothing", nor does it
+    take the only copy of a script that was refused."""
+    jobs.announce("was refused")
     jobs.run("cp long.sh mnt/jobs/long.sh")
+    jobs.run("echo no shebang >bad.sh; mv bad.sh mnt/jobs/", check=False)
     ident = job_of(jobs, "long.sh")
     until(jobs, ident, "RUNNING")
     jobs.run(walk, check=False)
@@ -220,6 +223,7 @@ def test_a_walk_cancels_nothing(jobs: Mount, simulator: Simulator, walk: str) ->
     assert accounting(simulator)[ident]["state"] == "RUNNING"
     assert state(jobs, ident) == "RUNNING"
     assert jobs.call(os.path.exists, jobs.path / "jobs/long.sh")
+    assert b"no shebang" in jobs.call((jobs.path / "jobs/bad.sh.error").read_bytes)
 
 
 def test_what_jobs_refuses(jobs: Mount, simulator: Simulator) -> None:

@@ -396,6 +396,9 @@ def test_arrays(mounted: Callable[..., Mount], queue: Queue) -> None:
         assert about(mount, f"{ident}_{n}")["state"] == state
         wait_until(lambda n=n: text_of(mount, f"{ident}_{n}/stdout") == f"element {n}\n", "output")
     mount.run(f"rm -r mnt/jobs/{ident}")
+    left = mount.call(os.listdir, mount.path / "jobs")
+    assert "arr.sh" in left
+    assert not [name for name in left if name.startswith(ident)]  # no elements without it
 
 
 def test_a_job_is_never_shown_going_backwards(mounted: Callable[..., Mount]) -> None:

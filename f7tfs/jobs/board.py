@@ -99,7 +99,14 @@ class JobBoard:
             if drop.job_id:
                 job = found.get(drop.job_id) or drop.last or self._untold(drop)
                 found[drop.job_id] = as_dropped(job, drop)
-        return {name: job for name, job in found.items() if not self._drops.is_dismissed(name)}
+        return {name: job for name, job in found.items() if not self._is_dismissed(name)}
+
+    def _is_dismissed(self, job_id: str) -> bool:
+        """With an array go its elements, also those that are told of only later."""
+        array = array_of(job_id)
+        return self._drops.is_dismissed(job_id) or (
+            array is not None and self._drops.is_dismissed(array)
+        )
 
     def _untold(self, drop: Drop) -> Job:
         """A job that the scheduler does not speak of: too new, or too old."""

@@ -75,7 +75,7 @@ def refusal_text(drop: Drop, script: bytes) -> bytes:
     """Why a drop was refused, and what was written: close() may have returned before, or nobody
     may have heard of it, and the script is nowhere else."""
     text = drop.error.encode(errors="surrogateescape") + b"\n"
-    return text + b"\n--- what was refused, as it was written:\n" + script
+    return text + b"\n--- what was refused:\n" + script
 
 
 def board_json(jobs: Iterable[Job], drops: Iterable[dict[str, Any]]) -> bytes:

@@ -216,18 +216,20 @@ class JobsWing(Wing):
             if self._drops.named(name) is None:
                 return
         elif self._drops.named(name) is None:
-            await self._unlink_own(name)
+            await self._unlink_own(name, caller.pid)
             return
         self._require_named(name, caller.pid)
         async with self._callers.turn(self._turn(name)):
             await self._cancel_named(name)
 
-    async def _unlink_own(self, name: str) -> None:
-        """A complaint goes when it is removed; what tells of a drop's state goes with that."""
+    async def _unlink_own(self, name: str, pid: int) -> None:
+        """A complaint goes when it is named: it may hold the only copy of the script. What tells of
+        a drop's state goes with that."""
         refused = self._drops.refused(name.removesuffix(ERROR)) if name.endswith(ERROR) else None
         if refused is None:
             await self._shelf.text(name)  # NotFound
             raise NotPermitted(f"{name} is the mount's own")
+        self._require_named(name, pid)
         await self._drops.forget(refused)
 
     def _require_named(self, name: str, pid: int) -> None:
