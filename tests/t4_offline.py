@@ -107,7 +107,8 @@ def test_the_api_goes_and_comes_back(apart: Place) -> None:
         text = mount.call((mount.path / ".f7tfs/status").read_text)
         assert "offline since" in text
         assert "f7tfs_offline 1" in mount.call((mount.path / ".f7tfs/metrics").read_text)
-        assert "offline since" in mount.f7tfs("status", str(mount.path)).stdout
+        for command in ("status", "top"):
+            assert "offline since" in mount.f7tfs(command, str(mount.path)).stdout
 
         timed((mount.path / "written").write_bytes, b"offline")
         with open(mount.path / "cached", "r+b") as file:

@@ -20,6 +20,7 @@ _COMMANDS = {
     "umount": ("f7tfs.cli.umount", "Unmount when everything is on the cluster."),
     "systems": ("f7tfs.cli.systems", "List the systems that the URL offers."),
     "status": ("f7tfs.cli.status", "Show mounts, uploads and jobs."),
+    "top": ("f7tfs.cli.top", "Show what a mount is doing, again every second."),
     "sync": ("f7tfs.cli.sync", "Wait until a path, or everything, is on the cluster."),
     "uploads": ("f7tfs.cli.uploads", "List, retry, save or discard what is on its way."),
     "refresh": ("f7tfs.cli.refresh", "Look at the cluster anew."),

@@ -58,7 +58,7 @@ def console() -> Console:
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def _state(said: mounts.Status | mounts.Dead | mounts.Silent) -> str:
+def state_of(said: mounts.Status | mounts.Dead | mounts.Silent) -> str:
     if isinstance(said, mounts.Dead):
         return "daemon gone"
     if isinstance(said, mounts.Silent):
@@ -89,7 +89,7 @@ def _show_all(
         table.add_column(heading, overflow="fold")
     for mount, said in found:
         uploads = _uploads(said) if isinstance(said, dict) else "?"
-        table.add_row(mount.mountpoint, mount.source, _state(said), uploads)
+        table.add_row(mount.mountpoint, mount.source, state_of(said), uploads)
     console().print(table)
 
 
@@ -100,7 +100,7 @@ def _show_one(mount: mounts.Mount, status: mounts.Status) -> None:
     rows = [
         ("mountpoint", mount.mountpoint),
         ("remote", mount.source),
-        ("state", _state(status)),
+        ("state", state_of(status)),
         ("since", clock(about.get("since"))),
         ("daemon", about.get("pid")),
         ("version", " ".join(str(about[k]) for k in ("version", "dialect") if about.get(k))),
