@@ -211,6 +211,25 @@ def test_noreplace_onto_a_removed_name(door_with: Callable[..., Door], far: Any)
     assert far.read("removed") == b"clean"
 
 
+@pytest.mark.parametrize("how", ["renamed over", "removed"])
+def test_an_open_file_that_only_the_kernel_reads(door: Door, far: Any, how: str) -> None:
+    """Writing: "unlink of an open file (reads go on)", and writes. Found by the model: the kernel
+    answered all reads from its pages, so the content was dropped from the cache with the name."""
+    far.write("file", b"0123456789")
+    far.age("file")
+    assert door.read("file") == b"0123456789"
+    with door.open("file", os.O_RDWR) as file:
+        if how == "removed":
+            door.unlink("file")
+        else:
+            door.write("new", b"new")
+            door.rename("new", "file")
+        door.sync()
+        file.write(b"x", 5)
+        assert file.read() == b"01234x6789"
+    assert far.names() == (set() if how == "removed" else {"file"})
+
+
 def test_rename_onto_itself(door: Door, far: Any) -> None:
     """Metadata: as rename(2), nothing happens."""
     far.write("clean", b"x")

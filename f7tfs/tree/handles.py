@@ -127,6 +127,16 @@ class Shared:
         is_empty = self.attributes is not None and self.attributes.size == 0
         return is_cut_off and is_empty and self._has_nothing()
 
+    def hold(self) -> None:
+        """What the cache has of the version that was opened stays there while it is open, also if
+        the kernel answers all reads from its pages: a write needs it, and the name may go."""
+        if self.content is not None or self.entry is not None or self.is_replaced:
+            return
+        if self.path is not None and self.attributes is not None:
+            self.content = self._floors.cache.find(self.path, self.attributes.fingerprint)
+            if self.content is not None:
+                self._floors.cache.pin(self.content)
+
     def use_content(self) -> CacheFile:
         """The version that was opened, arriving or complete; pinned until the last close."""
         content = self.content
@@ -254,6 +264,8 @@ class RemoteHandle:
         self._window = ReadAhead()
         self._reads: CacheFile | None = None
         shared.handles += 1
+        if not flags & os.O_TRUNC:
+            shared.hold()
         if shared.entry is not None:
             self._count(shared.entry)
 
