@@ -78,7 +78,8 @@ class Shared:
         self.attributes = attributes
         self.permissions = permissions
         self.entry: SpoolEntry | None = None
-        self.content: CacheFile | None = None
+        self.content: CacheFile | None = None  # of which something was read, pinned
+        self._held: CacheFile | None = None  # pinned as well, nothing of it was asked for yet
         self.handles = 0
         self.since = trio.current_time()
         self.is_replaced = False
@@ -107,10 +108,9 @@ class Shared:
     def show(self, attributes: Attributes) -> None:
         """The cluster has a newer version of this same file (it grew): later reads see it."""
         self._detach_entry()
-        if self.content is not None:
-            self._floors.cache.unpin(self.content)
-            self.content = None
+        self._let_go()
         self.attributes = attributes
+        self.hold()
 
     def show_mode(self, permissions: int) -> None:
         """chmod of the clean file: a write through an older handle must not bring the old mode
@@ -130,15 +130,23 @@ class Shared:
     def hold(self) -> None:
         """What the cache has of the version that was opened stays there while it is open, also if
         the kernel answers all reads from its pages: a write needs it, and the name may go."""
-        if self.content is not None or self.entry is not None or self.is_replaced:
+        if not self._has_nothing() or self.is_replaced:
             return
         if self.path is not None and self.attributes is not None:
-            self.content = self._floors.cache.find(self.path, self.attributes.fingerprint)
-            if self.content is not None:
-                self._floors.cache.pin(self.content)
+            self._held = self._floors.cache.find(self.path, self.attributes.fingerprint)
+            if self._held is not None:
+                self._floors.cache.pin(self._held)
+
+    def _let_go(self) -> None:
+        for content in (self.content, self._held):
+            if content is not None:
+                self._floors.cache.unpin(content)
+        self.content = self._held = None
 
     def use_content(self) -> CacheFile:
         """The version that was opened, arriving or complete; pinned until the last close."""
+        if self.content is None:
+            self.content, self._held = self._held, None
         content = self.content
         if content is not None and content.failure is not None:
             if content.held.total:  # bytes of it were seen: no others follow them
@@ -211,7 +219,7 @@ class Shared:
             return self._reopened(entry)
 
     def _has_nothing(self) -> bool:
-        return self.content is None and self.entry is None
+        return self.content is None and self._held is None and self.entry is None
 
     def _reopened(self, entry: SpoolEntry) -> SpoolEntry:
         if not entry.is_gone:
@@ -233,9 +241,7 @@ class Shared:
 
     def close(self) -> None:
         self._detach_entry()
-        if self.content is not None:
-            self._floors.cache.unpin(self.content)
-            self.content = None
+        self._let_go()
 
 
 class RemoteHandle:
