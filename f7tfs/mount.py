@@ -33,6 +33,7 @@ from f7tfs.control.report import Report
 from f7tfs.control.wing import NAME as CONTROL
 from f7tfs.control.wing import ControlWing
 from f7tfs.errors import (
+    F7tfsError,
     NameNotSupported,
     NotADirectory,
     NotFound,
@@ -107,6 +108,10 @@ class Mounted:
 
     def left(self) -> str:
         """What is not on the cluster yet, in one line for the log; "" if nothing."""
+        for entry in self.spool:
+            if entry.is_unwritten:
+                file = self.spool.file_of(entry.id)
+                log.error("%s is not in the journal (%s): %s", entry.path, entry.error, file)
         owed, removals = self.spool.owed(), len(self.removals)
         if not owed and not removals:
             return ""
@@ -173,10 +178,14 @@ async def serve(config: Config, *, ready: Callable[[list[str]], None]) -> None:
         door.close(unmount=True)
         with trio.CancelScope(shield=True):
             await mounted.tree.close()
+            await mounted.uploads.write_down(mounted.spool)
         if stopped:
             sd_notify("STOPPING=1")
             with trio.move_on_after(config.drain_timeout):
-                await mounted.removals.drain(RemotePath("/"))
+                try:
+                    await mounted.removals.drain(RemotePath("/"))
+                except (OSError, F7tfsError) as error:
+                    log.error("not everything is on the cluster: %s", error)
         if left := mounted.left():
             log.warning("%s", left)
 

@@ -252,10 +252,12 @@ class Operations(pyfuse3.Operations):
         for index in range(start_id, len(directory.entries)):
             name, look = directory.entries[index]
             node = self._tree.child_for_readdir(directory.node, name, look)
+            told = node.told_size
             attributes = self._attributes(node, look)
             if not pyfuse3.readdir_reply(
                 token, cast(Any, os.fsencode(name)), attributes, index + 1
             ):
+                node.told_size = told  # it had no more room
                 break
             self._tree.nodes.remember(node)
 

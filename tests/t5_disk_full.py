@@ -107,3 +107,38 @@ def test_one_that_is_removed_is_gone(disk: Path, mount: Mount, far: Any, unwritt
     mount.sync()
     assert far.names() == {"other"}
     assert set(mount.call(os.listdir, mount.path)) == {"other"}
+
+
+def test_a_plain_unmount_tries_once_more(
+    disk: Path, mount: Mount, far: Any, unwritten: Path
+) -> None:
+    mount.announce("stay in the journal")
+    (disk / "filler").unlink()
+    assert mount.unmount_plainly() == 0
+    mount.start()
+    mount.sync()
+    assert far.read("file") == CONTENT
+
+
+def test_it_can_be_given_up(disk: Path, mount: Mount, far: Any, unwritten: Path) -> None:
+    """It takes the very room that is missing."""
+    listed = mount.f7tfs("uploads", "list", str(mount.path)).stdout
+    assert "No space left" in listed or "takes no more records" in listed
+    assert " open " not in listed
+    done = mount.f7tfs("uploads", "discard", "--yes", str(unwritten))
+    assert done.returncode == 0, done.stderr
+    assert mount.call(os.listdir, mount.path) == []
+    (disk / "filler").unlink()
+    mount.sync()
+    assert far.names() == set()
+
+
+def test_sigterm_ends_well(disk: Path, mount: Mount, far: Any, unwritten: Path) -> None:
+    """What can be written down is drained; what cannot is named in the log, with its bytes."""
+    mount.announce("not everything is on the cluster", "never closed", "stay in the journal")
+    assert mount.terminate() == 0
+    assert "file is not in the journal" in mount.log()
+    (disk / "filler").unlink()
+    mount.start()
+    (left,) = (disk / "state").glob("*/*/spool/unclosed/*")
+    assert left.read_bytes() == CONTENT

@@ -286,7 +286,8 @@ class Cluster(Protocol):
 
     async def submitted_as(self, tags: Collection[str]) -> dict[str, Submitted]:
         """The jobs that `submit` made of these tags; those that the server does not know are
-        missing. However many they are, it is asked once, and (v2) for the paths of those found."""
+        missing. Many are asked for by one call where the queue can be read as a whole; v2 is also
+        asked for the paths of those found."""
         ...
 
     async def cancel(self, job_id: str) -> None:

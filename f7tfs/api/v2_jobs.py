@@ -139,7 +139,7 @@ class Jobs:
 
     async def all(self) -> list[Job]:
         """Of a day, the queue included."""
-        reply = await self._list()
+        reply, _ = await self._list()
         return [self._job_of(row) for row in rows_of(reply.body)]
 
     async def accounted(self, ids: Sequence[str]) -> list[Job]:
@@ -156,13 +156,19 @@ class Jobs:
         return {tag: await self.paths(job_id) for tag, job_id in found.items()}
 
     async def _named_any(self, tags: Collection[str]) -> list[Row]:
+        found: list[Row] = []
         if len(tags) > ONE_BY_ONE:
             try:
-                return rows_of((await self._list()).body)
+                reply, is_whole = await self._list()
             except QueueUnreadable as error:
                 log.info("jobs are looked for one by one: %s", error)
-        found = [await self.named(tag) for tag in tags]
-        return [row for row in found if row is not None]
+            else:
+                found = rows_of(reply.body)
+                if is_whole:
+                    return found
+        known = {row.job.name for row in found}
+        singly = [await self.named(tag) for tag in tags if tag not in known]
+        return found + [row for row in singly if row is not None]
 
     async def cancel(self, job_id: str) -> None:
         what = f"cancel job {job_id}"
@@ -203,12 +209,13 @@ class Jobs:
             raise failure
         return [row for number in wanted for row in found.get(number, ())]
 
-    async def _list(self) -> Reply:
-        """The list of a day. One job with "|" in its name spoils it while it is in the window
-        (§9): then the list of an hour."""
-        what = "list jobs"
+    async def _list(self) -> tuple[Reply, bool]:
+        """The list of a day, and whether it is that. One job with "|" in its name spoils it while
+        it is in the window (§9): then the list of an hour."""
+        what, is_whole = "list jobs", True
         reply = await self._calls.reply_to(JOBS, {})
         if is_scheduler_failure(reply):
+            is_whole = False
             reply = await self._calls.reply_to(JOBS, {"time_window": NARROWEST_WINDOW})
             if is_scheduler_failure(reply):
                 raise QueueUnreadable(
@@ -217,7 +224,7 @@ class Jobs:
                 )
         if reply.status >= 300:
             raise error_of(reply, what, changes=False)
-        return reply
+        return reply, is_whole
 
     async def _one(self, number: str) -> list[Row]:
         reply = await self._calls.reply_to(JOB, {}, job=number)

@@ -91,6 +91,7 @@ class RemovalRecord(Record, frozen=True):
     fingerprint: Fingerprint | None
     sequence: int
     uploads: tuple[str, ...] = ()
+    created: float = 0.0  # epoch seconds
 
 
 class RenameRecord(Record, frozen=True):

@@ -152,7 +152,7 @@ class Levers:
     def _require_unused(self, entry: SpoolEntry) -> None:
         if entry.is_gone:
             raise NotFound(f"{entry.path} has just reached the cluster, or was removed")
-        if entry.openers or entry.state is State.OPEN:
+        if entry.openers or (entry.state is State.OPEN and not entry.is_unwritten):
             raise Busy(f"{entry.path} is open in another program")
         waiting = [drop.name for drop in self._submissions.held_behind(entry)]
         if waiting:

@@ -264,9 +264,8 @@ class Namespace:
         if not followers and not by_links:
             return await self.rename_checked(source, target, moved, there)
         record = RenameRecord(
-            id=source, source=source, target=target, ino=moved.ino, dev=moved.dev,
-            since=time.time(),
-        )  # fmt: skip
+            id=source, source=source, target=target, ino=moved.ino, dev=moved.dev, since=time.time()
+        )
         await self._journal.write(record)
         try:
             after = await self.rename_checked(source, target, moved, there)
@@ -323,10 +322,15 @@ class Namespace:
         after: Stat | None = None
         try:
             after = await self._move(source, target, moved, there)
-        except OutcomeUnknown:
-            now = await self.find(target)
-            if now is None or now.ino != moved.ino:
-                if await self.find(source) is None:
+        except OutcomeUnknown as unknown:
+            try:
+                now = await self.find(target)
+                is_moved = now is not None and now.ino == moved.ino
+                left = None if is_moved else await self.find(source)
+            except F7tfsError as error:
+                raise unknown from error  # still
+            if not is_moved:
+                if left is None:
                     self._catalog.forget(target)
                     raise
                 after = await self._move(source, target, moved, there)

@@ -8,6 +8,7 @@ tombstone: the name is gone at once here, and on the cluster once those writes a
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -136,6 +137,7 @@ class Removals:
             fingerprint=fingerprint,
             sequence=1 + max((one.sequence for one in self._records.values()), default=0),
             uploads=owed,
+            created=time.time(),
         )
         if moved is not None and moved.journaled:
             await self._spool.save(moved, record)
@@ -145,11 +147,12 @@ class Removals:
         self._records[path] = record
         self._wake.set()
 
-    async def exhume(self, path: RemotePath) -> Fingerprint | None:
+    async def exhume(self, path: RemotePath, *, before: float = float("inf")) -> Fingerprint | None:
         """A new file takes the place of a buried one: it replaces the old content by itself, so
-        the tombstone ends, and what it stood for becomes the new file's base."""
+        the tombstone ends, and what it stood for becomes the new file's base. Not of one that was
+        buried only after `before` (epoch seconds)."""
         record = self._records.get(path)
-        if record is None or record.is_directory:
+        if record is None or record.is_directory or record.created > before:
             return None
         await self._end(record)
         return record.fingerprint
@@ -206,10 +209,10 @@ class Removals:
         """Held while a name changes on the cluster: no tombstone is carried out meanwhile."""
         return self._turn
 
-    async def retarget(self, source: RemotePath, target: RemotePath) -> None:
-        """A directory was renamed on the cluster: what is buried below it went along. The caller
-        holds `steady`."""
-        moved = list(self.within(source))
+    async def retarget(self, source: RemotePath, target: RemotePath, *, before: float) -> None:
+        """A directory was renamed on the cluster: what was buried below it `before` that (epoch
+        seconds) went along. The caller holds `steady`."""
+        moved = [one for one in self.within(source) if one.created <= before]
         changed = [
             msgspec.structs.replace(one, path=target + one.path[len(source) :]) for one in moved
         ]

@@ -6,6 +6,7 @@ parallel. How one attempt travels is in `attempt`, how many small files travel t
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -39,6 +40,7 @@ BURST = 0.02  # seconds
 LOOK_SHARE = 0.1  # of the time, at most, that looks at all dirty files may take
 UNCLASSIFIED_TRIES = 10
 CANCELLED_TRIES = 3
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Uploads:
@@ -67,16 +69,19 @@ class Uploads:
 
     async def released(self, entry: SpoolEntry) -> None:
         """A writer let go of it: after the last one, what was written is journaled, and owed from
-        then on. Where the local disk takes no record, close() has told so; the bytes are here, and
-        shown, and it is tried until it does."""
+        then on. Where the local disk has no room for that, close() has told so; the bytes are here,
+        and shown, and it is tried until there is. (Not after another error of the disk: that is
+        told once, and a second fsync would pass over lost bytes.)"""
         if entry.writers or entry.state is not State.OPEN:
             return
         try:
             await self._write_down(entry)
         except (OSError, F7tfsError) as error:
+            is_told = entry.error is not None  # and somebody tries again already
             entry.error, entry.errno = str(error), errno_of(error)
             log.warning("%s is not in the journal: %s", entry.path, error)
-            self.later(self._write_down_later, entry)
+            if not is_told and entry.errno in NO_ROOM:
+                self.later(self._write_down_later, entry)
             raise
 
     async def _write_down(self, entry: SpoolEntry) -> None:
@@ -86,7 +91,7 @@ class Uploads:
 
     async def _write_down_later(self, entry: SpoolEntry) -> None:
         pause = 1.0
-        while entry.is_unwritten:
+        while not entry.writers and entry.state is State.OPEN:
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             try:
@@ -95,6 +100,23 @@ class Uploads:
                 log.info("%s is not in the journal: %s", entry.path, error)
             else:
                 log.info("%s is in the journal now", entry.path)
+
+    async def write_down(self, entries: Iterable[SpoolEntry]) -> OSError | F7tfsError | None:
+        """Of these, what the journal did not take when it was closed; returns why it still does
+        not."""
+        failed: OSError | F7tfsError | None = None
+        for entry in entries:
+            if not entry.is_unwritten:
+                continue
+            if entry.error is not None and entry.errno not in NO_ROOM:
+                failed = OSError(entry.errno, f"{entry.path}: {entry.error}")
+                continue
+            try:
+                await self._write_down(entry)
+            except (OSError, F7tfsError) as error:
+                log.info("%s is not in the journal: %s", entry.path, error)
+                failed = error
+        return failed
 
     def closed(self, entry: SpoolEntry) -> None:
         """The last writer let go of a journaled entry: it is owed from now on. A file that is
@@ -204,12 +226,13 @@ class Uploads:
         """Everything at or below `directory` that was closed, to the cluster now, also what is
         held under a temporary name; returns what is stuck. Raises what keeps the journal from
         taking what was closed."""
-        for entry in self._spool.within(directory):
-            if entry.is_unwritten:
-                await self._write_down(entry)
+        failed = await self.write_down(self._spool.within(directory))
         owed = [one for one in self._spool.within(directory) if one.is_owed]
         self.hurry(owed)
-        return await self.settled(owed)
+        stuck = await self.settled(owed)
+        if failed is not None:
+            raise failed
+        return stuck
 
     async def bring(self, entry: SpoolEntry) -> None:
         """Wait until the cluster has what the entry holds now, however often it is written to

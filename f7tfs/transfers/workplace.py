@@ -112,6 +112,7 @@ class Workplace:
         self._mark = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
         self._root = root
         self._directory = join(root, f"{HIDDEN_PREFIX}{self._mark}")
+        self._archive = f"{HIDDEN_PREFIX}{self._mark}.tar"  # of small ones
         self._usable: bool | None = None  # None: not tried yet
         self._is_closed = False  # our directory, to others
         # Archives that may still be extracted, and (trio time) when their extraction has ended.
@@ -140,7 +141,7 @@ class Workplace:
             archive = relocated(archive, directory[len(base.rstrip("/")) + 1 :])
             directory = base
         async with self._turn:
-            place = join(await self._place(directory), f"{HIDDEN_PREFIX}{self._mark}.tar")
+            place = join(await self._place(directory), self._archive)
             with self.using(place):
                 if parent_of(place) != self._directory:
                     await self._journal.write(LitterRecord(id=place))
@@ -269,7 +270,7 @@ class Workplace:
 
     @contextlib.contextmanager
     def using(self, name: RemotePath) -> Iterator[None]:
-        """No sweep removes `name` meanwhile, or forgets that it may have to be removed."""
+        """No sweep that begins meanwhile removes `name`, or forgets that it may have to be."""
         self._in_use.add(name)
         try:
             yield
@@ -400,7 +401,10 @@ class Workplace:
             if path in busy() or (record.until > time.time() and path in self._swept):
                 continue
             self._swept.add(path)
-            gone = await self.remove_litter(path, marker=record.marker)
+            # The name of small archives is used again and again, under its turn.
+            is_archive = name_of(path) == self._archive
+            async with self._turn if is_archive else contextlib.nullcontext():
+                gone = await self.remove_litter(path, marker=record.marker)
             if gone and record.until > time.time():
                 await self._journal.write(record)
         try:

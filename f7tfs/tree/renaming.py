@@ -358,15 +358,22 @@ class Renaming:
             uploads.hurry(())  # what became due meanwhile
 
     async def _follow(
-        self, source: RemotePath, target: RemotePath, replaced: SpoolEntry | None, after: Stat
+        self,
+        source: RemotePath,
+        target: RemotePath,
+        replaced: SpoolEntry | None,
+        after: Stat,
+        *,
+        before: float = float("inf"),
     ) -> None:
-        """The cluster has renamed it: everything here that is known by the old name."""
+        """The cluster has renamed it: everything here that is known by the old name, and was
+        `before` that (epoch seconds)."""
         spool, uploads = self._floors.spool, self._floors.uploads
-        await self._removals.exhume(target)  # what was buried there has been replaced
-        await self._removals.retarget(source, target)
-        if replaced is not None:
+        await self._removals.exhume(target, before=before)  # what was buried there is replaced
+        await self._removals.retarget(source, target, before=before)
+        if replaced is not None and replaced.created <= before:
             await self._displace(replaced, target)
-        for entry in spool.within(source):
+        for entry in [one for one in spool.within(source) if one.created <= before]:
             if entry.temporary is not None and is_within(entry.temporary, source):
                 # The temporary moved with its directory; what is under way goes to the old place.
                 entry.version += 1
@@ -384,16 +391,20 @@ class Renaming:
 
     async def resume(self) -> None:
         """Renames during which an earlier daemon ended: what went through on the cluster goes
-        through here. Before any upload."""
+        through here. Before any upload. Raises what keeps the cluster from being asked."""
         for record in self._journal.load(RenameRecord):
             source, target = RemotePath(record.source), RemotePath(record.target)
             try:
                 after = await self._namespace.finish_rename(record)
             except F7tfsError as error:
+                if error.transient:
+                    raise  # uploads and removals would go to names that may be others' by now
                 log.warning("it is not known whether %s was renamed: %s", source, error)
-                continue
+                after = None
             async with self._journal.together():
                 if after is not None:
                     log.info("%s was renamed to %s when a daemon ended", source, target)
-                    await self._follow(source, target, self._floors.spool.at(target), after)
+                    replaced = self._floors.spool.at(target)
+                    before = record.since or float("inf")
+                    await self._follow(source, target, replaced, after, before=before)
                 await self._namespace.rename_followed(source)
