@@ -344,6 +344,7 @@ async def _assemble(
         journal,
         cluster.breaker,
         hostname=config.hostname,
+        call_time=cluster.capabilities.command_timeout,
     )
     attempts = Attempts(
         cluster,

@@ -145,6 +145,34 @@ def test_a_late_rename_is_no_conflict(
         assert far.all_litter() == []
 
 
+def test_a_late_rename_to_a_backup_takes_no_new_file(own_simulator: Callable[..., Place]) -> None:
+    """vim's save: the old content goes to `file~` on the cluster before the new one takes its
+    place. The call of a killed daemon that comes after the next one's would take the new file."""
+    place = own_simulator()
+    far: Any = place.far(place.directory)
+    simulator = place.simulator
+    assert simulator is not None
+    far.write("file", b"old")
+    far.age("file")
+    with place.mount(place.directory) as mount:
+        mount.start()
+        mount.announce("never closed")
+        rule = {"match": "PUT /utilities/rename", "times": 1, "action": {"delay": LATE}}
+        (ident,) = simulator.faults([rule])
+        mount.call(os.rename, mount.path / "file", mount.path / "file~")
+        mount.call((mount.path / "file").write_bytes, b"new")
+        wait_until(lambda: simulator.fired().get(ident), "the call that is to be late")
+        over = time.monotonic() + LATE + 0.5
+        mount.kill()
+        mount.start()
+        mount.sync()
+        wait_until(lambda: time.monotonic() > over, "the late call to be carried out")
+        mount.refresh()
+        assert far.names() == {"file", "file~"}
+        assert (far.read("file"), far.read("file~")) == (b"new", b"old")
+        assert mount.call((mount.path / "file").read_bytes) == b"new"
+
+
 def test_a_rename_that_nobody_knows_of_is_settled_at_the_next_start(
     own_simulator: Callable[..., Place],
 ) -> None:

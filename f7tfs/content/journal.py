@@ -109,11 +109,13 @@ class RenameRecord(Record, frozen=True):
 
 class AliasRecord(Record, frozen=True):
     """A clean file that was renamed to a backup name here, and not yet on the cluster. `id` is the
-    new name, `source` the one that the cluster has it under."""
+    new name, `source` the one that the cluster has it under; `since` is when a call to rename it
+    was about to be made (epoch seconds), 0 if none was."""
 
     kind = "alias"
     source: str
     attributes: Attributes
+    since: float = 0.0
 
 
 class LitterRecord(Record, frozen=True):

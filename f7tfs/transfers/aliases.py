@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator
 
+import msgspec
 import trio
 
 from f7tfs.api.breaker import Breaker
@@ -28,6 +30,7 @@ from f7tfs.content.times import Times
 from f7tfs.errors import F7tfsError, Unreachable
 from f7tfs.faultpoints import reached
 from f7tfs.model import Attributes, Kind, RemotePath, Stat, is_within, name_of, parent_of
+from f7tfs.transfers import late
 from f7tfs.transfers.namespace import Namespace, conflict_name
 
 log = logging.getLogger("f7tfs.namespace")
@@ -67,7 +70,9 @@ class Aliases:
         breaker: Breaker,
         *,
         hostname: str,
+        call_time: float,
     ) -> None:
+        """`call_time`: seconds that the server gives a command."""
         self._namespace = namespace
         self._spool = spool
         self._cache = cache
@@ -75,13 +80,16 @@ class Aliases:
         self._journal = journal
         self._breaker = breaker
         self._hostname = hostname
+        self._call_time = call_time
         self._turn = trio.Lock()  # after an entry's turn, never before it
         self._wake = trio.Event()
         self._due: dict[str, float] = {}  # trio time; at once for those of an earlier daemon
         self._by_alias: dict[RemotePath, AliasRecord] = {}
         self._by_source: dict[RemotePath, AliasRecord] = {}
+        self._since: dict[str, float] = {}  # when a call to rename it was made (epoch seconds)
         for record in journal.load(AliasRecord):
             self._remember(record, 0.0)
+            self._since[record.id] = record.since
 
     def __len__(self) -> int:
         return len(self._by_alias)
@@ -154,17 +162,29 @@ class Aliases:
             if self._by_alias.get(RemotePath(record.id)) is not record:
                 return
             source, target = RemotePath(record.source), RemotePath(record.id)
-            known = record.attributes.fingerprint
+
+            def is_it(stat: Stat) -> bool:
+                known = record.attributes.fingerprint
+                return known.agrees(stat.fingerprint, ignore_ctime=True)
+
+            if since := self._since.get(record.id):
+                # A call that was made before, by a killed daemon perhaps, may still be carried out.
+                # After another one it would move the new file to the backup's name.
+                find = self._namespace.find
+                await late.found(find, target, is_it, since=since, given=self._call_time)
+                there = None
             now = there if there is not None else await self._namespace.find(source)
-            if now is None or not known.agrees(now.fingerprint, ignore_ctime=True):
+            if now is None or not is_it(now):
                 at_target = await self._namespace.find(target)
-                if at_target is None or not known.agrees(at_target.fingerprint, ignore_ctime=True):
+                if at_target is None or not is_it(at_target):
                     log.warning("%s changed on the cluster before it became %s", source, target)
                     await self.drop(record)
                     return
                 target_now = target  # a rename before this one went through
             else:
                 target_now = await self._free(target)
+                self._since[record.id] = since = time.time()
+                await self._journal.write(msgspec.structs.replace(record, since=since))
                 after = await self._namespace.rename_checked(source, target_now, now, None)
                 reached("alias.renamed")
                 self._cache.rename(source, target_now)
@@ -233,3 +253,4 @@ class Aliases:
         self._by_alias.pop(RemotePath(record.id), None)
         self._by_source.pop(RemotePath(record.source), None)
         self._due.pop(record.id, None)
+        self._since.pop(record.id, None)
