@@ -409,6 +409,7 @@ async def _assemble(
         root=root,
     )
     await remote.resume()
+    await removals.resume(cluster.capabilities.command_timeout)
     about = {
         "system": config.system,
         "remote_path": config.remote_path,

@@ -173,6 +173,33 @@ def test_a_late_rename_to_a_backup_takes_no_new_file(own_simulator: Callable[...
         assert mount.call((mount.path / "file").read_bytes) == b"new"
 
 
+def test_a_late_removal_takes_no_new_file(own_simulator: Callable[..., Place]) -> None:
+    """`cp a b; rm a`, a kill while the cluster removes a, and a new a: the late call is over before
+    the new one is published."""
+    place = own_simulator()
+    far: Any = place.far(place.directory)
+    simulator = place.simulator
+    assert simulator is not None
+    far.write("file", b"old")
+    far.age("file")
+    with place.mount(place.directory, writeback_delay=0.1) as mount:
+        mount.start()
+        mount.announce("never closed")
+        rule = {"match": "DELETE /utilities/rm", "where": "/file", "action": {"delay": LATE}}
+        (ident,) = simulator.faults([rule])
+        mount.call((mount.path / "copy").write_bytes, b"old")
+        mount.call(os.unlink, mount.path / "file")
+        wait_until(lambda: simulator.fired().get(ident), "the call that is to be late")
+        over = time.monotonic() + LATE + 0.5
+        mount.kill()
+        mount.start()
+        mount.call((mount.path / "file").write_bytes, b"new")
+        mount.sync()
+        wait_until(lambda: time.monotonic() > over, "the late call to be carried out")
+        assert far.names() == {"file", "copy"}
+        assert far.read("file") == b"new"
+
+
 def test_a_rename_that_nobody_knows_of_is_settled_at_the_next_start(
     own_simulator: Callable[..., Place],
 ) -> None:

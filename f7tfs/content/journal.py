@@ -92,6 +92,7 @@ class RemovalRecord(Record, frozen=True):
     sequence: int
     uploads: tuple[str, ...] = ()
     created: float = 0.0  # epoch seconds
+    since: float = 0.0  # when a call to remove it was about to be made
 
 
 class RenameRecord(Record, frozen=True):

@@ -163,9 +163,9 @@ class Aliases:
                 return
             source, target = RemotePath(record.source), RemotePath(record.id)
 
-            def is_it(stat: Stat) -> bool:
+            def is_it(stat: Stat | None) -> bool:
                 known = record.attributes.fingerprint
-                return known.agrees(stat.fingerprint, ignore_ctime=True)
+                return stat is not None and known.agrees(stat.fingerprint, ignore_ctime=True)
 
             if since := self._since.get(record.id):
                 # A call that was made before, by a killed daemon perhaps, may still be carried out.
@@ -176,7 +176,7 @@ class Aliases:
             now = there if there is not None else await self._namespace.find(source)
             if now is None or not is_it(now):
                 at_target = await self._namespace.find(target)
-                if at_target is None or not is_it(at_target):
+                if not is_it(at_target):
                     log.warning("%s changed on the cluster before it became %s", source, target)
                     await self.drop(record)
                     return

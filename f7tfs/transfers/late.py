@@ -16,7 +16,7 @@ PAUSE = 0.5  # seconds from one look to the next
 async def found(
     find: Callable[[RemotePath], Awaitable[Stat | None]],
     path: RemotePath,
-    is_expected: Callable[[Stat], bool],
+    is_expected: Callable[[Stat | None], bool],
     *,
     since: float,
     given: float,
@@ -25,7 +25,7 @@ async def found(
     (epoch seconds) has had its time, `given` seconds."""
     while True:
         there = await find(path)
-        if there is not None and is_expected(there):
+        if is_expected(there):
             return there
         if not 0 <= time.time() - since < given:  # over, or a clock was set
             return there

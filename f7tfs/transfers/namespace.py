@@ -286,8 +286,8 @@ class Namespace:
         if nothing happened. Of two links to one file, the old one is removed."""
         source, target = RemotePath(record.source), RemotePath(record.target)
 
-        def is_moved(stat: Stat) -> bool:
-            return (stat.ino, stat.dev) == (record.ino, record.dev)
+        def is_moved(stat: Stat | None) -> bool:
+            return stat is not None and (stat.ino, stat.dev) == (record.ino, record.dev)
 
         given = self._cluster.capabilities.command_timeout
         there = await late.found(self.find, target, is_moved, since=record.since, given=given)

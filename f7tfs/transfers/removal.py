@@ -19,9 +19,10 @@ from f7tfs.api.breaker import Breaker
 from f7tfs.catalog import Catalog
 from f7tfs.content.journal import Journal, RemovalRecord
 from f7tfs.content.spool import Spool, SpoolEntry, State
-from f7tfs.errors import F7tfsError, NotEmpty, NotFound, Unreachable
+from f7tfs.errors import F7tfsError, NoLocalSpace, NotEmpty, NotFound, Unreachable
 from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, Kind, RemotePath, is_within, name_of, parent_of
+from f7tfs.transfers import late
 from f7tfs.transfers.aliases import Aliases
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.upload import Uploads, may_pass
@@ -176,6 +177,19 @@ class Removals:
         reached("removal.exhumed")
         return record.fingerprint
 
+    async def resume(self, call_time: float) -> None:
+        """Before anything is written: the call of an earlier daemon that may still be carried out
+        would remove what is made anew at its name. It has `call_time` seconds."""
+        for record in self._journal.load(RemovalRecord):
+            if 0 <= time.time() - record.since < call_time:
+                await late.found(
+                    self._namespace.find,
+                    RemotePath(record.path),
+                    lambda there: there is None,
+                    since=record.since,
+                    given=call_time,
+                )
+
     async def execute_now(self, directory: RemotePath) -> None:
         """Carry out the tombstones at and below a name that is needed again as something else.
         Waits for the uploads they stand behind."""
@@ -254,6 +268,7 @@ class Removals:
                 return
             path = self._under_way = RemotePath(now.path)
             try:
+                await self._journal.write(msgspec.structs.replace(now, since=time.time()))
                 if now.is_directory:
                     await self._namespace.remove_directory(path)
                 else:
@@ -261,6 +276,8 @@ class Removals:
                 reached("removal.removed")
             except (NotFound, NotEmpty) as error:
                 log.info("removing %s: %s; left as it is", path, error)
+            except NoLocalSpace:
+                raise  # of the journal: nothing was sent
             except F7tfsError as error:
                 self._tries[now.id] = self._tries.get(now.id, 0) + 1
                 if may_pass(error, self._tries[now.id]):
