@@ -71,6 +71,7 @@ class SpoolEntry:
         self.journaled = 0  # the generation that the journal knows
         self.flushed_size = -1  # bytes of the file that the journal knows
         self.writers = 0  # open handles that may write
+        self.refused = 0  # errno with which the journal did not take it when it was closed
         self.openers = 0  # open files (one for all handles of an inode)
         self.unflushed = 0  # bytes written since the disk was last told to begin with them
         self.replaced: tuple[str, ...] = ()  # tombstones that end with this file's first record

@@ -77,10 +77,11 @@ class Uploads:
         try:
             await self._write_down(entry)
         except (OSError, F7tfsError) as error:
-            is_told = entry.error is not None  # and somebody tries again already
+            is_tried = entry.refused in NO_ROOM
             entry.error, entry.errno = str(error), errno_of(error)
+            entry.refused = entry.errno
             log.warning("%s is not in the journal: %s", entry.path, error)
-            if not is_told and entry.errno in NO_ROOM:
+            if not is_tried and entry.refused in NO_ROOM:
                 self.later(self._write_down_later, entry)
             raise
 
@@ -100,6 +101,7 @@ class Uploads:
                 log.info("%s is not in the journal: %s", entry.path, error)
             else:
                 log.info("%s is in the journal now", entry.path)
+        entry.refused = 0
 
     async def write_down(self, entries: Iterable[SpoolEntry]) -> OSError | F7tfsError | None:
         """Of these, what the journal did not take when it was closed; returns why it still does
@@ -108,8 +110,8 @@ class Uploads:
         for entry in entries:
             if not entry.is_unwritten:
                 continue
-            if entry.error is not None and entry.errno not in NO_ROOM:
-                failed = OSError(entry.errno, f"{entry.path}: {entry.error}")
+            if entry.refused and entry.refused not in NO_ROOM:
+                failed = OSError(entry.refused, f"{entry.path}: {entry.error}")
                 continue
             try:
                 await self._write_down(entry)
@@ -123,7 +125,7 @@ class Uploads:
         written again and again is sent at the latest ten delays after its first close."""
         if entry.is_gone:
             return
-        entry.error = None
+        entry.error, entry.refused = None, 0
         entry.attempts = entry.cancels = entry.archives = 0
         entry.is_alone = False
         now = trio.current_time()
