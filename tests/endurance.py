@@ -44,12 +44,14 @@ class Stage:
     def __init__(self, place: Place, zygote: Zygote) -> None:
         self.place = place
         self.zygote = zygote
+        self.used: Path | None = None
 
     def directory(self) -> tuple[str, SimFarSide]:
         name = f"e-{uuid.uuid4().hex[:10]}"
         self.place.far(self.place.directory).mkdir(name)
         far = self.place.far(f"{self.place.directory}/{name}")
         assert isinstance(far, SimFarSide)
+        self.used = far.place
         return f"{self.place.directory}/{name}", far
 
     def mount(self, directory: str, **options: Any) -> Mount:
@@ -75,6 +77,7 @@ def model(stage: Stage, count: int, seed: int) -> bool:
             failures += 1
             print(f"round {name} ({'mount' if through_kernel else 'tree'}) FAILED", flush=True)
             traceback.print_exc()
+            tell_what_was_asked(stage)
         else:
             for operation, times in player.done.items():
                 done[operation] = done.get(operation, 0) + times
@@ -83,6 +86,18 @@ def model(stage: Stage, count: int, seed: int) -> bool:
         print(f"{played} operations, {failures} differences, {rate:.0f}/s", flush=True)
     print(", ".join(f"{name} {times}" for name, times in sorted(done.items())))
     return failures == 0
+
+
+def tell_what_was_asked(stage: Stage) -> None:
+    """What the cluster has in the directory that was used last, and the calls that led there."""
+    simulator, used = stage.place.simulator, stage.used
+    assert simulator is not None
+    if used is not None:
+        print(*sorted(str(one.relative_to(used)) for one in used.rglob("*")), sep="\n  ")
+        for one in simulator.log(150):
+            words = {key: value.replace(str(used), "") for key, value in one["params"].items()}
+            print(f"{one['time']:.3f} {one['method']} {one['path']} {one['status']} {words}")
+    sys.stdout.flush()
 
 
 def tree_round(stage: Stage, name: str, steps: int) -> Player:
