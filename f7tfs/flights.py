@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 
 import trio
 from cachetools import LRUCache, TTLCache
@@ -143,6 +143,9 @@ class Flights:
         self.singles: LRUCache[RemotePath, tuple[Attributes, float]] = LRUCache(DIRECTORIES)
         self._flights: dict[RemotePath, Flight] = {}
         self._trees: dict[RemotePath, Flight] = {}
+        # All of them, also those whose place in `_flights` another has taken: somebody may wait for
+        # one, and it has to hear of our own changes.
+        self._under_way: set[Flight] = set()
         # Siblings fetched ahead lately: one that cannot be listed is not asked for at every step.
         self._tried: TTLCache[RemotePath, None] = TTLCache(VISITS, ttl, timer=trio.current_time)
 
@@ -224,8 +227,8 @@ class Flights:
 
     def change(self, directory: RemotePath, name: str, attributes: Attributes | None) -> bool:
         """Our own change. False if no listing of the directory is known that could show it."""
-        for flight in (self._flights.get(directory), *self._trees.values()):
-            if flight is not None and flight.covers(directory):
+        for flight in self._under_way:
+            if flight.covers(directory):
                 flight.change(directory, name, attributes)
         listing = self.listings.get(directory)
         if listing is not None:
@@ -234,11 +237,11 @@ class Flights:
 
     def forget(self, directory: RemotePath) -> None:
         self.listings.pop(directory, None)
-        for flight in self._under_way():
+        for flight in self._under_way:
             flight.outdate(directory)
 
     def forget_tree(self, directory: RemotePath) -> None:
-        for flight in self._under_way():
+        for flight in self._under_way:
             flight.outdate_tree(directory)
         for table in (self.listings, self.singles):
             for path in [path for path in table if is_within(path, directory)]:
@@ -249,10 +252,6 @@ class Flights:
         self.listings.clear()
         self.singles.clear()
 
-    def _under_way(self) -> Iterator[Flight]:
-        yield from self._flights.values()
-        yield from self._trees.values()
-
     # Flying.
 
     @functools.cached_property
@@ -262,6 +261,7 @@ class Flights:
 
     def _start(self, directory: RemotePath) -> Flight:
         flight = self._flights[directory] = Flight(directory, tree=self._tree_over(directory))
+        self._under_way.add(flight)
         self._nursery.start_soon(self._fly, flight)
         return flight
 
@@ -303,6 +303,7 @@ class Flights:
                 self._turns.release_on_behalf_of(flight)
             if self._flights.get(directory) is flight:  # not if it was outdated
                 del self._flights[directory]
+            self._under_way.discard(flight)
             flight.done.set()
 
     def _brought(self, flight: Flight) -> Listing | None:
@@ -376,6 +377,7 @@ class Flights:
 
     async def _fly_tree(self, tree: Flight) -> None:
         root = tree.root
+        self._under_way.add(tree)
         try:
             limit = self._cluster.capabilities.command_timeout + TREE_GRACE
             with trio.move_on_after(limit) as scope:
@@ -411,6 +413,7 @@ class Flights:
             log.exception("listing the tree %s", root)
         finally:
             del self._trees[root]
+            self._under_way.discard(tree)
             tree.done.set()
 
     def _list_siblings(self, above: RemotePath, directory: RemotePath) -> None:

@@ -490,6 +490,29 @@ def hold_the_prefetch(sim: Simulator) -> None:
     )
 
 
+def test_own_changes_while_two_listings_of_one_directory_fly(v1: Simulator, home: Path) -> None:
+    """Metadata: "What this mount itself changes is visible at once". Found by the model: a listing
+    that had not gone out yet when another took its place did not hear of a new file."""
+    (home / "file").write_bytes(b"x")
+
+    async def body(catalog: Catalog, _: Cluster) -> None:
+        made = await catalog.attributes(of(home / "file"))
+        catalog.forget_all()
+        v1.faults([{"match": "GET /utilities/ls", "times": 2, "action": {"delay": 0.5}}])
+        v1.reset_calls()
+        flight = catalog._flights.toward(of(home))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(catalog.anew, [of(home)])
+            await until(lambda: len(Asked(v1).single) == 2, "both")
+            catalog.put(of(home / "new"), made)
+        await flight.done.wait()
+        assert flight.listing is not None
+        assert set(flight.listing.entries) == {"file", "new"}
+        assert set(await catalog.listing(of(home))) == {"file", "new"}
+
+    with_catalog(v1, body)
+
+
 def test_own_changes_while_it_flies(v1: Simulator, home: Path) -> None:
     """Metadata: "What this mount itself changes is visible at once", also over what a recursive
     listing brings that was asked for before."""
