@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import STAGING_INTERVAL, Place
 from mounting import MountFailed
+from sim_process import Simulator
 from t3_scenarios import data_of
 from waits import wait_until
 
@@ -17,6 +18,12 @@ pytestmark = [pytest.mark.simulator, pytest.mark.timeout(120)]
 BIG = data_of(6_000_000)
 KEPT = r"the local version is|again in"
 LATE = 1.5  # seconds
+
+
+def sides_of(place: Place) -> tuple[Any, Simulator]:
+    """The cluster's files, and the server."""
+    assert place.simulator is not None
+    return place.far(place.directory), place.simulator
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -31,9 +38,7 @@ def slow(request: pytest.FixtureRequest, own_simulator: Callable[..., Place]) ->
 def test_while_the_server_sweeps(slow: Place, how: str) -> None:
     """Writing: "… and **again immediately before publishing; that one counts**": what happens on
     the cluster during the 60 seconds of a staged upload is not overwritten."""
-    far: Any = slow.far(slow.directory)
-    simulator = slow.simulator
-    assert simulator is not None
+    far, simulator = sides_of(slow)
     far.write("file", b"base")
     far.age("file")
     with slow.mount(slow.directory) as mount:
@@ -82,9 +87,7 @@ def test_our_own_lost_reply_is_no_conflict(own_simulator: Callable[..., Place], 
     also when the reply of each later look is lost, and the daemon ends."""
     options = {"api": "v2", "ingest_sleep": 1} if api == "v2" else {}
     place = own_simulator(**options)
-    far: Any = place.far(place.directory)
-    simulator = place.simulator
-    assert simulator is not None
+    far, simulator = sides_of(place)
     far.write("file", b"base")
     far.age("file")
     publish = {"v1": "PUT /utilities/rename", "v2": "POST /filesystem/cluster/ops/extract"}[api]
@@ -114,9 +117,7 @@ def test_a_late_rename_is_no_conflict(
     archive, and that is removed first.)"""
     mine = os.urandom(size)
     place = own_simulator(staging_interval=0.3)
-    far: Any = place.far(place.directory)
-    simulator = place.simulator
-    assert simulator is not None
+    far, simulator = sides_of(place)
     far.write("file", b"base")
     far.age("file")
     with place.mount(place.directory) as mount:
@@ -149,9 +150,7 @@ def test_a_late_rename_to_a_backup_takes_no_new_file(own_simulator: Callable[...
     """vim's save: the old content goes to `file~` on the cluster before the new one takes its
     place. The call of a killed daemon that comes after the next one's would take the new file."""
     place = own_simulator()
-    far: Any = place.far(place.directory)
-    simulator = place.simulator
-    assert simulator is not None
+    far, simulator = sides_of(place)
     far.write("file", b"old")
     far.age("file")
     with place.mount(place.directory) as mount:
@@ -177,9 +176,7 @@ def test_a_late_removal_takes_no_new_file(own_simulator: Callable[..., Place]) -
     """`cp a b; rm a`, a kill while the cluster removes a, and a new a: the late call is over before
     the new one is published."""
     place = own_simulator()
-    far: Any = place.far(place.directory)
-    simulator = place.simulator
-    assert simulator is not None
+    far, simulator = sides_of(place)
     far.write("file", b"old")
     far.age("file")
     with place.mount(place.directory, writeback_delay=0.1) as mount:
@@ -207,9 +204,7 @@ def test_a_rename_that_nobody_knows_of_is_settled_at_the_next_start(
     what was removed below the directory does not come back under its new name. A start that cannot
     ask is none: uploads and removals would go to names that may be another's."""
     place = own_simulator()
-    far: Any = place.far(place.directory)
-    simulator = place.simulator
-    assert simulator is not None
+    far, simulator = sides_of(place)
     far.mkdir("dir")
     for name in ("dir/gone", "dir/stays"):
         far.write(name, b"old")

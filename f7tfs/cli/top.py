@@ -40,9 +40,10 @@ def command(mountpoint: str | None) -> None:
     """
     mount = board.chosen(mountpoint)
     meter = Meter()
-    meter.note(time.monotonic(), mounts.status_of(mount))
+    status = mounts.status_of(mount)
+    meter.note(time.monotonic(), status)
     if sys.stdout.isatty():
-        _follow(mount, meter)
+        _follow(mount, status, meter)
     else:
         time.sleep(INTERVAL)
         status = mounts.status_of(mount)
@@ -50,12 +51,12 @@ def command(mountpoint: str | None) -> None:
         console().print(screen(mount, status, meter))
 
 
-def _follow(mount: mounts.Mount, meter: Meter) -> None:
+def _follow(mount: mounts.Mount, status: mounts.Status, meter: Meter) -> None:
     from rich.console import Console
     from rich.live import Live
 
     out = Console(highlight=False, markup=False, emoji=False)
-    said: mounts.Status | mounts.Dead | mounts.Silent = mounts.status_of(mount)
+    said: mounts.Status | mounts.Dead | mounts.Silent = status
     with Live(console=out, auto_refresh=False, screen=True) as live:
         while True:
             live.update(screen(mount, said, meter, height=out.height), refresh=True)
