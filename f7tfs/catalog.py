@@ -298,6 +298,12 @@ class Catalog:
     def put(self, path: RemotePath, attributes: Attributes) -> None:
         self._change(path, attributes)
 
+    def note(self, path: RemotePath, stat: Stat, *, target: str | None = None) -> Attributes:
+        """What a look just told of a name that we changed; `target`: of a symbolic link."""
+        attributes = attributes_of(stat, target=target)
+        self.put(path, attributes)
+        return attributes
+
     def made(self, path: RemotePath, attributes: Attributes, asked: float) -> None:
         """This mount made a directory, with a call that began at `asked` (trio time)."""
         self.put(path, attributes)

@@ -19,7 +19,7 @@ import trio
 from f7tfs import __version__
 from f7tfs.api.connect import open_cluster, token_source
 from f7tfs.api.mover import Mover
-from f7tfs.api.port import Cluster, FileSystem
+from f7tfs.api.port import Cluster
 from f7tfs.api.staging import StagingArea
 from f7tfs.catalog import Catalog
 from f7tfs.config import Config, JobsOptions
@@ -34,13 +34,6 @@ from f7tfs.control.wing import NAME as CONTROL
 from f7tfs.control.wing import ControlWing
 from f7tfs.errors import (
     F7tfsError,
-    NameNotSupported,
-    NotADirectory,
-    NotFound,
-    NotPermitted,
-    OutcomeUnknown,
-    PermissionDenied,
-    ServerError,
 )
 from f7tfs.jobs.board import JobBoard
 from f7tfs.jobs.follow import Outputs
@@ -48,7 +41,7 @@ from f7tfs.jobs.script import Wishes
 from f7tfs.jobs.shelf import Shelf
 from f7tfs.jobs.takedown import Takedowns
 from f7tfs.jobs.wing import JobsWing
-from f7tfs.model import Identity, Kind, RemotePath, Stat, join, remote_path
+from f7tfs.model import Identity, RemotePath, remote_path
 from f7tfs.operations import Door, Operations
 from f7tfs.service import recent_lines, sd_notify
 from f7tfs.transfers.aliases import Aliases
@@ -61,6 +54,7 @@ from f7tfs.transfers.heads import Heads
 from f7tfs.transfers.links import Links
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
+from f7tfs.transfers.renames import Renames
 from f7tfs.transfers.submit import Submissions
 from f7tfs.transfers.upload import Uploads
 from f7tfs.transfers.workplace import Workplace
@@ -72,6 +66,7 @@ from f7tfs.tree.temporaries import is_junk
 from f7tfs.tree.tree import Tree
 from f7tfs.tree.waiting import Callers
 from f7tfs.tree.wing import Wing
+from f7tfs.view import View, look_around
 from f7tfs.zone import ClusterZone
 
 log = logging.getLogger("f7tfs.mount")
@@ -204,7 +199,7 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
         account=config.jobs.account,
     ) as (cluster, storage):
         identity = await cluster.whoami()
-        view = await _look_around(config, cluster, identity)
+        view = await look_around(config, cluster, identity.user)
         if identity.uid < 0 and view.owner is not None:  # an old server tells only the name
             log.info("the server does not tell our ids; those of %s are taken", view.home)
             identity = msgspec.structs.replace(identity, uid=view.owner.uid, gid=view.owner.gid)
@@ -242,53 +237,6 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
             journal.close()
 
 
-class View(msgspec.Struct, frozen=True):
-    """What a mount shows. `root`: the remote path of its root. `anchors`: of a whole system, the
-    file systems that the server announces. `home`: where jobs work and our own directory is made;
-    `owner` is the one of it, None where that is not known."""
-
-    root: RemotePath
-    home: RemotePath
-    owner: Stat | None
-    anchors: tuple[RemotePath, ...] = ()
-
-
-async def _look_around(config: Config, cluster: Cluster, identity: Identity) -> View:
-    root = remote_path(config.remote_path)
-    if not config.whole_system:
-        stat = await cluster.stat(root, follow=True)
-        if stat.kind is not Kind.DIRECTORY:
-            raise NotADirectory(f"{config.system}:{root} is not a directory")
-        return View(root, root, stat)
-    found = await cluster.file_systems()
-    if not found:
-        raise NotFound(
-            f"the server announces no file systems of {config.system}; say {config.system}:/PATH"
-        )
-    home, owner = await _home(cluster, found, identity.user)
-    return View(root, home, owner, tuple(one.path for one in found))
-
-
-async def _home(
-    cluster: Cluster, found: list[FileSystem], user: str
-) -> tuple[RemotePath, Stat | None]:
-    """The user's own directory in the first file system that has one, the default one before the
-    others; else that file system itself."""
-    found = sorted(found, key=lambda one: not one.default_work_directory)
-    for one in found:
-        try:
-            stat = await cluster.stat(join(one.path, user), follow=True)
-        except (
-            NotFound, NotADirectory, PermissionDenied, NotPermitted, NameNotSupported,
-            OutcomeUnknown, ServerError,
-        ) as error:  # fmt: skip
-            log.info("no directory of %s in %s: %s", user, one.path, error)
-            continue
-        if stat.kind is Kind.DIRECTORY:
-            return join(one.path, user), stat
-    return found[0].path, None
-
-
 def _journal_key(config: Config, identity: Identity) -> str:
     return "\n".join((config.url, config.system, identity.user, config.remote_path))
 
@@ -322,8 +270,15 @@ async def _assemble(
         catalog.seed(view.home, view.owner)
     machine = f"{_journal_key(config, identity)}\n{config.hostname}"
     workplace = Workplace(cluster, catalog, journal, root=view.home, key=machine)
-    namespace = Namespace(
-        cluster, catalog, workplace, journal, identity, stall_timeout=config.stall_timeout
+    namespace = Namespace(cluster, catalog, workplace, journal)
+    renames = Renames(
+        cluster,
+        catalog,
+        namespace,
+        workplace,
+        journal,
+        identity,
+        stall_timeout=config.stall_timeout,
     )
     downloads = Downloads(
         cluster,
@@ -338,19 +293,20 @@ async def _assemble(
     )
     aliases = Aliases(
         namespace,
+        renames,
         spool,
         cache,
         times,
         journal,
         cluster.breaker,
         hostname=config.hostname,
-        call_time=cluster.capabilities.command_timeout,
     )
     attempts = Attempts(
         cluster,
         storage,
         catalog,
         namespace,
+        renames,
         aliases,
         workplace,
         spool,
@@ -397,6 +353,7 @@ async def _assemble(
     remote = RemoteWing(
         catalog,
         namespace,
+        renames,
         removals,
         aliases,
         workplace,
@@ -409,7 +366,7 @@ async def _assemble(
         root=root,
     )
     await remote.resume()
-    await removals.resume(cluster.capabilities.command_timeout)
+    await removals.resume()
     about = {
         "system": config.system,
         "remote_path": config.remote_path,

@@ -24,6 +24,7 @@ FLOORS = [
     {"jobs", "control"},
     {"operations"},
     {"config", "service"},
+    {"view"},
     {"mount"},
     {"cli"},
     {"__main__"},

@@ -42,6 +42,7 @@ class Item:
     attempts: int = 0
     next_try: float | None = None
     open: bool = False
+    unwritten: bool = False
     junk: bool = False
     in_place: bool = False
     base: tuple[int, int] | None = None  # size and mtime of the cluster's version
@@ -127,6 +128,7 @@ def _of_upload(one: dict[str, Any], journal: Path | None) -> Item:
         attempts=int(one.get("attempts") or 0),
         next_try=one.get("next_try"),
         open=bool(one.get("open")),
+        unwritten=bool(one.get("unwritten")),
         junk=bool(one.get("junk")),
         in_place=bool(one.get("in_place")),
         base=(base[0], base[1]) if base else None,

@@ -95,7 +95,7 @@ def _progress(item: Item) -> str:
     if item.state == "uploading":
         return f"{human(item.sent)} sent" if item.sent else "begun"
     if item.state == "dirty":
-        return "" if _is_unwritten(item) else "open"
+        return "" if item.unwritten else "open"
     if item.next_try is None:
         return ""
     wait = item.next_try - time.time()
@@ -220,16 +220,11 @@ def discard(paths: tuple[str, ...], all_stuck: bool, yes: bool) -> None:
         raise Failure(Exit.UNSPECIFIED, f"{plural(left_alone, 'file')} left alone")
 
 
-def _is_unwritten(item: Item) -> bool:
-    """Closed, and the local disk had no room for its record."""
-    return item.state == "dirty" and not item.open and bool(item.error)
-
-
 def _why_not(source: Source, item: Item) -> str:
     if item.awaited_by:
         drop = f"jobs/{item.awaited_by[0]}"
         return f"{drop} waits for it (keep the script elsewhere and rm {drop} first)"
-    if item.open or (item.state == "dirty" and not _is_unwritten(item)):
+    if item.open or (item.state == "dirty" and not item.unwritten):
         users = mounts.users_of(f"{source.mountpoint}/{item.name}")
         return f"it is open in {', '.join(users) or 'another program'}"
     return ""

@@ -65,9 +65,9 @@ def _tell_of_failure(mount: mounts.Mount, names: Sequence[str], error: int) -> N
     status = mounts.status_of(mount)
     stuck = [one for one in items_of(status, "stuck") if is_below(one.get("name"), names)]
     stuck += [
-        one  # closed, and the local disk has no room for its record
+        one
         for one in items_of(status, "dirty")
-        if is_below(one.get("name"), names) and one.get("error") and not one.get("open")
+        if is_below(one.get("name"), names) and one.get("unwritten")
     ]
     if not stuck:
         if error == errno.EIO:

@@ -87,7 +87,8 @@ class Report:
 
     def _upload(self, entry: SpoolEntry) -> dict[str, Any]:
         """`name` is below the mount, `path` on the cluster; times are epoch seconds. `base` is
-        the version on the cluster that the changes began from."""
+        the version on the cluster that the changes began from. `unwritten`: it was closed, and
+        the journal did not take it (`error` says why)."""
         return {
             "id": entry.id,
             "path": entry.path,
@@ -102,6 +103,7 @@ class Report:
             "attempts": entry.attempts,
             "next_try": self._next_try(entry),
             "open": entry.openers > 0,
+            "unwritten": entry.is_unwritten and entry.refused != 0,
             "junk": entry.is_junk,
             "in_place": entry.in_place,
             "base": None if entry.base is None else [entry.base.size, entry.base.mtime],

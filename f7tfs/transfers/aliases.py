@@ -30,8 +30,8 @@ from f7tfs.content.times import Times
 from f7tfs.errors import F7tfsError, Unreachable
 from f7tfs.faultpoints import reached
 from f7tfs.model import Attributes, Kind, RemotePath, Stat, is_within, name_of, parent_of
-from f7tfs.transfers import late
 from f7tfs.transfers.namespace import Namespace, conflict_name
+from f7tfs.transfers.renames import Renames
 
 log = logging.getLogger("f7tfs.namespace")
 HOLD = 10.0  # seconds in which a new file may take the place of the one that was renamed
@@ -63,6 +63,7 @@ class Aliases:
     def __init__(
         self,
         namespace: Namespace,
+        renames: Renames,
         spool: Spool,
         cache: Cache,
         times: Times,
@@ -70,17 +71,15 @@ class Aliases:
         breaker: Breaker,
         *,
         hostname: str,
-        call_time: float,
     ) -> None:
-        """`call_time`: seconds that the server gives a command."""
         self._namespace = namespace
+        self._renames = renames
         self._spool = spool
         self._cache = cache
         self._times = times
         self._journal = journal
         self._breaker = breaker
         self._hostname = hostname
-        self._call_time = call_time
         self._turn = trio.Lock()  # after an entry's turn, never before it
         self._wake = trio.Event()
         self._due: dict[str, float] = {}  # trio time; at once for those of an earlier daemon
@@ -170,13 +169,11 @@ class Aliases:
             if since := self._since.get(record.id):
                 # A call that was made before, by a killed daemon perhaps, may still be carried out.
                 # After another one it would move the new file to the backup's name.
-                find = self._namespace.find
-                await late.found(find, target, is_it, since=since, given=self._call_time)
+                await self._namespace.outwait(target, is_it, since=since)
                 there = None
             now = there if there is not None else await self._namespace.find(source)
             if now is None or not is_it(now):
-                at_target = await self._namespace.find(target)
-                if not is_it(at_target):
+                if not is_it(await self._namespace.find(target)):
                     log.warning("%s changed on the cluster before it became %s", source, target)
                     await self.drop(record)
                     return
@@ -185,7 +182,7 @@ class Aliases:
                 target_now = await self._free(target)
                 self._since[record.id] = since = time.time()
                 await self._journal.write(msgspec.structs.replace(record, since=since))
-                after = await self._namespace.rename_checked(source, target_now, now, None)
+                after = await self._renames.rename_checked(source, target_now, now, None)
                 reached("alias.renamed")
                 self._cache.rename(source, target_now)
                 self._cache.touch(target_now, after.fingerprint)

@@ -40,6 +40,7 @@ from f7tfs.transfers.follow import kind_of
 from f7tfs.transfers.linking import Linking
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.recognition import CHECKSUM_LIMIT, Recognition
+from f7tfs.transfers.renames import Renames
 from f7tfs.transfers.routes import Routes, Spent
 from f7tfs.transfers.workplace import Workplace
 
@@ -67,6 +68,7 @@ class Attempts:
         storage: StagingArea,
         catalog: Catalog,
         namespace: Namespace,
+        renames: Renames,
         aliases: Aliases,
         workplace: Workplace,
         spool: Spool,
@@ -84,6 +86,7 @@ class Attempts:
         self._cluster = cluster
         self._catalog = catalog
         self._namespace = namespace
+        self._renames = renames
         self._aliases = aliases
         self._workplace = workplace
         self._spool = spool
@@ -95,11 +98,9 @@ class Attempts:
         self._routes = Routes(
             cluster, storage, workplace, spool, disk, stall_timeout=stall_timeout, parallel=parallel
         )
-        self._recognition = Recognition(
-            namespace, workplace, spool, disk, call_time=cluster.capabilities.command_timeout
-        )
+        self._recognition = Recognition(namespace, workplace, spool, disk)
         self._keep_both = keep_both
-        self._linking = Linking(namespace, spool, catalog, times, hostname)
+        self._linking = Linking(namespace, renames, spool, catalog, times, hostname)
 
     async def run(self, entry: SpoolEntry) -> None:
         """The whole way. Raises Superseded, or the error that stopped it."""
@@ -266,7 +267,7 @@ class Attempts:
         reached("upload.expected")
         self._require_current(entry, version)
         try:
-            after = await self._namespace.rename_checked(temporary, target, proven, there)
+            after = await self._renames.rename_checked(temporary, target, proven, there)
         except IsADirectory:
             raise OutcomeUnknown(f"{target} has just become a directory") from None
         reached("upload.renamed")
@@ -291,7 +292,7 @@ class Attempts:
         self.expect(entry, expected, entry.version)
         await self._spool.save(entry)
         reached("conflict.expected")
-        after = await self._namespace.rename_checked(temporary, beside, proven, None)
+        after = await self._renames.rename_checked(temporary, beside, proven, None)
         reached("conflict.renamed")
         self._cache.forget(original)
         self._catalog.forget(original)
@@ -402,7 +403,7 @@ class Attempts:
         after = linked
         if after.nlink > 1:
             self._catalog.forget_all()  # the other names show the new size and times as well
-        self._catalog.put(entry.path, self._catalog.attributes_of(after))
+        self._catalog.note(entry.path, after)
         await self.settle([Arrival(entry, after.fingerprint, version, adopt)])
 
     async def settle(self, arrivals: Sequence[Arrival]) -> None:

@@ -17,15 +17,23 @@ from f7tfs.content.times import Times
 from f7tfs.errors import Exists, F7tfsError
 from f7tfs.model import RemotePath, Stat
 from f7tfs.transfers.namespace import Namespace, conflict_name
+from f7tfs.transfers.renames import Renames
 
 log = logging.getLogger("f7tfs.upload")
 
 
 class Linking:
     def __init__(
-        self, namespace: Namespace, spool: Spool, catalog: Catalog, times: Times, hostname: str
+        self,
+        namespace: Namespace,
+        renames: Renames,
+        spool: Spool,
+        catalog: Catalog,
+        times: Times,
+        hostname: str,
     ) -> None:
         self._namespace = namespace
+        self._renames = renames
         self._spool = spool
         self._catalog = catalog
         self._times = times
@@ -45,7 +53,7 @@ class Linking:
         while entry.links:
             name = entry.links[0]
             try:
-                await self._namespace.link(entry.path, name)
+                await self._renames.link(entry.path, name)
                 after = msgspec.structs.replace(after, nlink=after.nlink + 1, ctime=None)
             except Exists:
                 there = await self._namespace.find(name)
@@ -70,7 +78,7 @@ class Linking:
         """What was published under the first name is clean; the entry is another file from now on,
         with the same content, under the names that are left."""
         times = self._times.note(entry.path, after.fingerprint, entry.mtime_ns)
-        self._catalog.put(entry.path, self._catalog.attributes_of(after))
+        self._catalog.note(entry.path, after)
         litter = ((LitterRecord, entry.temporary),) if entry.temporary is not None else ()
         entry.temporary, entry.ticket, entry.form_sent = None, None, False
         entry.base, entry.expected, entry.in_place = None, None, False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from f7tfs.content.disk import Disk, sha256_of
 from f7tfs.content.spool import Spool, SpoolEntry
 from f7tfs.model import Fingerprint, Kind, RemotePath, Stat
-from f7tfs.transfers import late
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.workplace import Workplace
 
@@ -19,15 +18,11 @@ class Recognition:
         workplace: Workplace,
         spool: Spool,
         disk: Disk,
-        *,
-        call_time: float,
     ) -> None:
-        """`call_time`: seconds that the server gives a command."""
         self._namespace = namespace
         self._workplace = workplace
         self._spool = spool
         self._disk = disk
-        self._call_time = call_time
 
     async def recognise(self, entry: SpoolEntry) -> Stat | None:
         """Settle what a lost reply left open: if our rename or archive went through, what is there
@@ -40,13 +35,11 @@ class Recognition:
         there = await self._namespace.find(entry.path)
         if not _is(expected, there) and entry.temporary is not None:
             since = await self._how_late(entry, entry.temporary)
-            there = await late.found(
-                self._namespace.find,
-                entry.path,
-                lambda stat: _is(expected, stat),
-                since=since,
-                given=self._call_time,
-            )
+            if since:
+                await self._namespace.outwait(
+                    entry.path, lambda stat: _is(expected, stat), since=since
+                )
+                there = await self._namespace.find(entry.path)
         if there is None or not _is(expected, there):
             entry.expected = None
             if there is None:

@@ -22,7 +22,6 @@ from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.errors import F7tfsError, NoLocalSpace, NotEmpty, NotFound, Unreachable
 from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, Kind, RemotePath, is_within, name_of, parent_of
-from f7tfs.transfers import late
 from f7tfs.transfers.aliases import Aliases
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.upload import Uploads, may_pass
@@ -177,18 +176,13 @@ class Removals:
         reached("removal.exhumed")
         return record.fingerprint
 
-    async def resume(self, call_time: float) -> None:
+    async def resume(self) -> None:
         """Before anything is written: the call of an earlier daemon that may still be carried out
-        would remove what is made anew at its name. It has `call_time` seconds."""
+        would remove what is made anew at its name."""
         for record in self._journal.load(RemovalRecord):
-            if 0 <= time.time() - record.since < call_time:
-                await late.found(
-                    self._namespace.find,
-                    RemotePath(record.path),
-                    lambda there: there is None,
-                    since=record.since,
-                    given=call_time,
-                )
+            await self._namespace.outwait(
+                RemotePath(record.path), lambda there: there is None, since=record.since
+            )
 
     async def execute_now(self, directory: RemotePath) -> None:
         """Carry out the tombstones at and below a name that is needed again as something else.

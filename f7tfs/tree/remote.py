@@ -10,45 +10,41 @@ import logging
 import os
 from collections.abc import Mapping
 
-import trio
-
 from f7tfs.catalog import Catalog
 from f7tfs.content.journal import Journal
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
 from f7tfs.errors import (
-    Changed,
     Exists,
     NoSuchAttribute,
     NotFound,
     NotPermitted,
-    Offline,
     PermissionDenied,
     Unreachable,
 )
-from f7tfs.model import Attributes, Identity, Kind, RemotePath, is_within, join
+from f7tfs.model import Attributes, Identity, Kind, RemotePath, join
 from f7tfs.transfers.aliases import Aliases
 from f7tfs.transfers.checksums import Checksums
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
+from f7tfs.transfers.renames import Renames
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors, RemoteHandle, Shared, truncate_path
 from f7tfs.tree.looks import Looks, shown_target
 from f7tfs.tree.nodes import Node
+from f7tfs.tree.openfiles import OpenFiles
 from f7tfs.tree.overlay import Overlay
 from f7tfs.tree.permissions import (
     SEARCH,
     WRITE,
     permits,
     require,
-    require_openable,
     require_owner,
     require_removable,
 )
 from f7tfs.tree.renaming import Renaming
-from f7tfs.tree.sniffing import Sniffing, SniffingHandle
-from f7tfs.tree.versions import Versions
-from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing, wants_writing
+from f7tfs.tree.sniffing import Sniffing
+from f7tfs.tree.wing import Caller, Changes, Look, OpenFile, Wing
 from f7tfs.tree.xattrs import SHA256, attributes_of_clean, attributes_of_entry
 
 log = logging.getLogger("f7tfs.tree")
@@ -59,6 +55,7 @@ class RemoteWing(Wing):
         self,
         catalog: Catalog,
         namespace: Namespace,
+        renames: Renames,
         removals: Removals,
         aliases: Aliases,
         workplace: Workplace,
@@ -72,9 +69,9 @@ class RemoteWing(Wing):
         root: RemotePath,
     ) -> None:
         self._checksums = checksums
-        self._sniffing = sniffing
         self._catalog = catalog
         self._namespace = namespace
+        self._renames = renames
         self._removals = removals
         self._aliases = aliases
         self._times = times
@@ -83,11 +80,19 @@ class RemoteWing(Wing):
         self._root = root
         self._looks = Looks(identity, times, root)
         self._overlay = Overlay(catalog, floors.spool, removals, aliases, self._looks, identity)
-        self._versions = Versions(catalog, floors)
-        self._open: dict[int, Shared] = {}  # by inode number
+        self._open = OpenFiles(
+            catalog,
+            namespace,
+            aliases,
+            self._overlay,
+            floors,
+            identity,
+            sniffing,
+            path=self.path,
+        )
         self._renaming = Renaming(
             self._overlay,
-            namespace,
+            renames,
             removals,
             aliases,
             times,
@@ -95,7 +100,7 @@ class RemoteWing(Wing):
             workplace,
             journal,
             identity,
-            is_open=self._is_open,
+            is_open=self._open.has,
         )
 
     async def resume(self) -> None:
@@ -112,14 +117,11 @@ class RemoteWing(Wing):
             path = join(path, part)
         return path
 
-    def _is_open(self, path: RemotePath) -> bool:
-        return any(shared.path == path for shared in self._open.values())
-
     async def lookup(self, parent: Node, name: str) -> Look:
         return await self._overlay.look(join(self.path(parent), name))
 
     async def look(self, node: Node) -> Look:
-        shared = self._open.get(node.ino)
+        shared = self._open.find(node)
         if node.is_detached:
             if shared is None:
                 raise NotFound("the name is gone")
@@ -128,7 +130,7 @@ class RemoteWing(Wing):
         if node.is_root:
             return self._looks.of(path, await self._catalog.root_attributes(path))
         if shared is not None:
-            await self._versions.learn_inode(shared)
+            await self._open.learn_inode(shared)
         return await self._overlay.look(path)
 
     async def entries(self, node: Node) -> list[tuple[str, Look]]:
@@ -143,99 +145,10 @@ class RemoteWing(Wing):
     # Opening.
 
     async def open(self, node: Node, flags: int, caller: Caller) -> OpenFile:
-        shared = self._open.get(node.ino)
-        if shared is None or not node.is_detached:
-            path = self.path(node)
-            if self._aliases.at(path) is not None:
-                await self._aliases.settle(path)
-            entry = self._floors.spool.at(path)
-            if entry is None:
-                attributes = await self._find_to_open(path, caller)
-                require_openable(self._identity, attributes, flags, path)
-                if wants_writing(flags):
-                    await self._namespace.require_name(path)
-                if self._catalog.is_offline and not wants_writing(flags):
-                    self._require_here(node, path, attributes)
-                if not caller.sniffs:
-                    attributes = await self._versions.with_inode_if_growing(path, attributes)
-                entry = self._floors.spool.at(path)
-            else:
-                attributes = None
-                if not flags & os.O_CREAT:  # who has just made it may write to it once
-                    require_openable(self._identity, self._overlay.of_dirty(entry), flags, path)
-            shared = self._open.get(node.ino)
-            if shared is None:
-                shared = Shared(
-                    self._floors,
-                    path,
-                    attributes,
-                    entry.permissions if entry else (attributes.permissions if attributes else 0),
-                )
-                self._open[node.ino] = shared
-            if entry is not None:
-                shared.attach(entry)
-            elif attributes is not None and await self._versions.is_other(shared, attributes):
-                # The kernel looks the name up again and finds the new inode.
-                self._catalog.put(path, attributes)
-                raise Changed(f"{path} was replaced on the cluster")
-        handle = self._handle(node, shared, flags, caller)
-        if self._floors.waits_in_open and not caller.sniffs and flags & os.O_ACCMODE == os.O_RDONLY:
-            try:
-                await handle.read(0, 1)
-            except BaseException:
-                with trio.CancelScope(shield=True):
-                    await handle.release()
-                raise
-        return handle
+        return await self._open.open(node, flags, caller)
 
-    async def _find_to_open(self, path: RemotePath, caller: Caller) -> Attributes:
-        """Never what an old listing tells, unless the API is offline or a sniffer asks."""
-        try:
-            return await self._overlay.find(path, fresh=not caller.sniffs)
-        except Unreachable:
-            if not self._catalog.is_offline:
-                raise
-            return await self._overlay.find(path)
-
-    def _require_here(self, node: Node, path: RemotePath, attributes: Attributes) -> None:
-        """Offline, what is cached can be opened, and what is open already."""
-        content = self._floors.cache.find(path, attributes.fingerprint)
-        if content is None and node.ino not in self._open and attributes.size > 0:
-            raise Offline(f"{path} is not in the cache, and the cluster cannot be reached")
-
-    async def let_go_if_replaced(self, node: Node, look: Look) -> bool:
-        shared = self._open.get(node.ino)
-        if shared is None or shared.path is None or shared.version() is None:
-            return False
-        attributes = self._catalog.peek(shared.path)
-        if attributes is None or not await self._versions.is_other(shared, attributes):
-            return False
-        shared.is_replaced = True
-        return True
-
-    def _handle(self, node: Node, shared: Shared, flags: int, caller: Caller) -> RemoteHandle:
-        async def refresh(which: Shared) -> None:
-            if which.path is not None and not which.is_replaced:
-                known = self._catalog.peek(which.path)
-                if known is not None and known.kind is Kind.FILE:
-                    await self._versions.is_other(which, known)
-
-        def released(which: Shared) -> None:
-            if self._open.get(node.ino) is which:
-                del self._open[node.ino]
-
-        made = SniffingHandle if caller.sniffs else RemoteHandle
-        handle = made(
-            self._floors,
-            shared,
-            flags,
-            caller.pid,
-            refresh=refresh,
-            released=released,
-        )
-        if isinstance(handle, SniffingHandle):
-            handle.sniffing, handle.name = self._sniffing, caller.sniffs
-        return handle
+    async def let_go_if_replaced(self, node: Node) -> bool:
+        return await self._open.let_go_if_replaced(node)
 
     async def create(
         self, parent: Node, name: str, permissions: int, flags: int, caller: Caller
@@ -332,7 +245,7 @@ class RemoteWing(Wing):
         entry = await self._renaming.link(source, target)
         if entry is not None:
             return self._looks.of_entry(entry)
-        return self._looks.of(target, await self._namespace.link(source, target))
+        return self._looks.of(target, await self._renames.link(source, target))
 
     def is_same(self, node: Node, parent: Node, name: str) -> bool:
         spool = self._floors.spool
@@ -349,7 +262,7 @@ class RemoteWing(Wing):
         path = join(self.path(parent), name)
         await self._require_removable(parent, path)
         await self._renaming.unlink(path)
-        shared = self._open.get(node.ino) if node is not None else None
+        shared = self._open.find(node) if node is not None else None
         if shared is not None and node is not None and shared.path == path:
             shared.path = self._other_path(node, path)
 
@@ -377,12 +290,7 @@ class RemoteWing(Wing):
             if moved is not None and moved.is_directory:  # its ".." changes
                 require(self._identity, moved, WRITE, source)
         await self._renaming.rename(source, target, replace=replace)
-        for shared in self._open.values():
-            if shared.path is not None and is_within(shared.path, target):
-                shared.path = None  # what was there has been replaced
-                # (a second name of it is found again at the next open)
-            elif shared.path is not None and is_within(shared.path, source):
-                shared.path = RemotePath(target + shared.path[len(source) :])
+        self._open.renamed(source, target)
 
     # Attributes.
 
@@ -405,7 +313,7 @@ class RemoteWing(Wing):
         if isinstance(handle, RemoteHandle):
             await handle.truncate(size)
             return
-        shared = self._open.get(node.ino)
+        shared = self._open.find(node)
         if shared is not None:
             entry = shared.entry
             known = self._overlay.of_dirty(entry) if entry is not None else shared.attributes
@@ -421,7 +329,7 @@ class RemoteWing(Wing):
             await opened.release()
 
     async def _change_attributes(self, node: Node, changes: Changes) -> None:
-        shared = self._open.get(node.ino)
+        shared = self._open.find(node)
         entry = shared.entry if shared is not None else None
         if entry is None or entry.is_gone:
             entry = None if node.is_detached else self._floors.spool.at(self.path(node))

@@ -25,8 +25,8 @@ from f7tfs.errors import (
 from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, Identity, RemotePath, Stat, is_within
 from f7tfs.transfers.aliases import Aliases, is_backup, is_plain
-from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
+from f7tfs.transfers.renames import Renames
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors
 from f7tfs.tree.overlay import Overlay
@@ -38,7 +38,7 @@ class Renaming:
     def __init__(
         self,
         overlay: Overlay,
-        namespace: Namespace,
+        renames: Renames,
         removals: Removals,
         aliases: Aliases,
         times: Times,
@@ -52,7 +52,7 @@ class Renaming:
         self._identity = identity
         self._is_open = is_open
         self._overlay = overlay
-        self._namespace = namespace
+        self._renames = renames
         self._removals = removals
         self._aliases = aliases
         self._times = times
@@ -118,7 +118,7 @@ class Renaming:
         entry = spool.at(source)
         if entry is None:
             return None
-        await self._namespace.require_name(target)
+        await self._renames.require_names(target)
         async with self._floors.callers.turn(entry.turn):
             if spool.at(source) is not entry:
                 return None  # published while we waited
@@ -127,7 +127,7 @@ class Renaming:
             await self._floors.uploads.recognise(entry)
             if spool.at(source) is not entry or spool.at(target) is not None:
                 raise Exists(target)
-            self._namespace.require_links(source, target)
+            self._renames.require_links(source, target)
             spool.add_name(entry, target)
             await self._renamed(entry)
             return entry
@@ -185,8 +185,7 @@ class Renaming:
             return
         if is_within(target, source):
             raise InvalidArgument(f"{source} cannot become a part of itself")
-        await self._namespace.require_name(source)
-        await self._namespace.require_name(target)
+        await self._renames.require_names(source, target)
         spool = self._floors.spool
         if spool.at(source) is None and (
             self._removals.hides(source) or self._aliases.hides(source)
@@ -340,7 +339,7 @@ class Renaming:
             entry.is_moving = True
         try:
             async with self._removals.steady():
-                after = await self._namespace.rename(
+                after = await self._renames.rename(
                     source,
                     target,
                     replace=replace,
@@ -351,7 +350,7 @@ class Renaming:
                 async with self._journal.together():
                     await self._follow(source, target, replaced, after)
                     if followers:
-                        await self._namespace.rename_followed(source)
+                        await self._renames.followed(source)
         finally:
             for entry in below:
                 entry.is_moving = False
@@ -395,7 +394,7 @@ class Renaming:
         for record in self._journal.load(RenameRecord):
             source, target = RemotePath(record.source), RemotePath(record.target)
             try:
-                after = await self._namespace.finish_rename(record)
+                after = await self._renames.finish(record)
             except F7tfsError as error:
                 if error.transient:
                     raise  # uploads and removals would go to names that may be others' by now
@@ -407,4 +406,4 @@ class Renaming:
                     replaced = self._floors.spool.at(target)
                     before = record.since or float("inf")
                     await self._follow(source, target, replaced, after, before=before)
-                await self._namespace.rename_followed(source)
+                await self._renames.followed(source)

@@ -111,7 +111,7 @@ class Tree:
                 return known, await wing.look(known)  # one inode, one answer for all its names
             self.nodes.detach(parent, name)
             known = None
-        replaced = known is not None and known.opened and await wing.let_go_if_replaced(known, look)
+        replaced = known is not None and known.opened and await wing.let_go_if_replaced(known)
         if replaced and self.nodes.child(parent, name) is known:
             self.nodes.detach(parent, name)
         return self._node_for(parent, name, look, wing), look

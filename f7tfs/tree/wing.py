@@ -84,7 +84,7 @@ class Wing:
     async def open(self, node: Node, flags: int, caller: Caller) -> OpenFile:
         raise NotImplementedError
 
-    async def let_go_if_replaced(self, node: Node, look: Look) -> bool:
+    async def let_go_if_replaced(self, node: Node) -> bool:
         """Whether the name now means another file than the one that is open as `node`. Then what
         is open keeps its inode and what it has, without a name."""
         return False
