@@ -250,6 +250,24 @@ def test_rename_between_two_links_of_one_file(door: Door, far: Any) -> None:
     assert far.names() == {"one", "two"}
 
 
+@pytest.mark.simulator
+def test_rename_onto_a_removed_link_of_the_same_file(
+    door_with: Callable[..., Door], far: Any
+) -> None:
+    """The name is not there any more, whatever the cluster still has: the other one moves."""
+    far.write("one", b"x")
+    os.link(far["one"], far["two"])
+    door = door_with(writeback_delay=60)
+    door.write("pending", b"pending")  # the removal waits behind it
+    door.unlink("two")
+    door.rename("one", "two")
+    assert far.names() == {"two"}
+    assert set(door.listdir()) == {"two", "pending"}
+    door.sync()
+    assert far.names() == {"two", "pending"}
+    assert far.read("two") == b"x"
+
+
 def test_rename_of_a_symlink(door: Door, far: Any) -> None:
     """Metadata: the link itself is renamed, also one to a directory, also onto a file."""
     far.mkdir("directory")

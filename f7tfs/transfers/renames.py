@@ -92,9 +92,13 @@ class Renames:
             is_buried = buried is not None and buried.agrees(there.fingerprint, ignore_ctime=True)
             if not replace and not is_buried:
                 raise Exists(target)
-            if (there.ino, there.dev) == (moved.ino, moved.dev):
+            if (there.ino, there.dev) != (moved.ino, moved.dev):
+                await self._make_way(moved, there, target)
+            elif not is_buried:
                 return there  # two links to one file: rename(2) does nothing
-            await self._make_way(moved, there, target)
+            else:
+                await self._namespace.remove_file(target, there)
+                there = None
         if parent_of(source) != parent_of(target):
             device = there.dev if there is not None else await self._device(parent_of(target))
             if device != moved.dev:
