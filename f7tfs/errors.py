@@ -195,6 +195,10 @@ class CommandTimeout(OutcomeUnknown):
     errno = errno.ETIMEDOUT
 
 
+class JobUnknown(OutcomeUnknown):
+    """What was to happen was left to a job of ours, and that may still wait: no look tells."""
+
+
 class ServerError(F7tfsError):
     """A failure that the dialect could not classify. Uploads stop trying after 10 of them."""
 
@@ -247,7 +251,8 @@ class NoLocalSpace(F7tfsError):
 
 
 class Busy(F7tfsError):
-    """Another daemon holds what this one needs (the journal of a remote path)."""
+    """Another daemon holds what this one needs (the journal of a remote path), or what became of
+    an earlier rename of the name is not known yet."""
 
     errno = errno.EBUSY
 

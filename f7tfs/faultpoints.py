@@ -54,6 +54,7 @@ POINTS = {
     "removal.removed": "the name is removed on the cluster",
     "removal.ended": "the tombstone has ended",
     "removal.exhumed": "a new file has taken over what a tombstone stood for",
+    "rename.submitted": "the job that renames is submitted, and in the record",
     "rename.linked": "the new name is linked, the old one is not removed",
     "rename.moved": "renamed on the cluster, the dirty files below are not retargeted",
     "rename.recorded": "a dirty file's new name is in the journal",

@@ -329,7 +329,16 @@ async def _assemble(
         delay=config.writeback_delay,
         hold=config.temp_hold,
     )
-    removals = Removals(namespace, aliases, catalog, spool, uploads, journal, cluster.breaker)
+    removals = Removals(
+        namespace,
+        renames,
+        aliases,
+        catalog,
+        spool,
+        uploads,
+        journal,
+        cluster.breaker,
+    )
     submissions = Submissions(
         cluster,
         Drops(journal, spool.directory, disk),

@@ -147,6 +147,7 @@ class Aliases:
                 await self._settle(record)
 
     async def _settle(self, record: AliasRecord) -> None:
+        await self._renames.settled(RemotePath(record.source), RemotePath(record.id))
         entry = self._spool.at(RemotePath(record.source))
         if entry is None:
             await self.carry_out(record)

@@ -35,11 +35,8 @@ class Recognition:
         there = await self._namespace.find(entry.path)
         if not _is(expected, there) and entry.temporary is not None:
             since = await self._how_late(entry, entry.temporary)
-            if since:
-                await self._namespace.outwait(
-                    entry.path, lambda stat: _is(expected, stat), since=since
-                )
-                there = await self._namespace.find(entry.path)
+            await self._namespace.outwait(entry.path, lambda stat: _is(expected, stat), since=since)
+            there = await self._namespace.find(entry.path)  # it may have come before that removal
         if there is None or not _is(expected, there):
             entry.expected = None
             if there is None:

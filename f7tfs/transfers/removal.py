@@ -24,6 +24,7 @@ from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, Kind, RemotePath, is_within, name_of, parent_of
 from f7tfs.transfers.aliases import Aliases
 from f7tfs.transfers.namespace import Namespace
+from f7tfs.transfers.renames import Renames
 from f7tfs.transfers.upload import Uploads, may_pass
 
 log = logging.getLogger("f7tfs.removal")
@@ -33,6 +34,7 @@ class Removals:
     def __init__(
         self,
         namespace: Namespace,
+        renames: Renames,
         aliases: Aliases,
         catalog: Catalog,
         spool: Spool,
@@ -42,6 +44,7 @@ class Removals:
     ) -> None:
         self._breaker = breaker
         self._namespace = namespace
+        self._renames = renames
         self._aliases = aliases
         self._catalog = catalog
         self._spool = spool
@@ -214,12 +217,13 @@ class Removals:
                 await ended.wait()  # `run` tries again
 
     def steady(self) -> trio.Lock:
-        """Held while a name changes on the cluster: no tombstone is carried out meanwhile."""
+        """Held until a rename is known to be unsettled: no tombstone is carried out meanwhile, and
+        none at its names from then on."""
         return self._turn
 
     async def retarget(self, source: RemotePath, target: RemotePath, *, before: float) -> None:
         """A directory was renamed on the cluster: what was buried below it `before` that (epoch
-        seconds) went along. The caller holds `steady`."""
+        seconds) went along. The caller has it unsettled."""
         moved = [one for one in self.within(source) if one.created <= before]
         changed = [
             msgspec.structs.replace(one, path=target + one.path[len(source) :]) for one in moved
@@ -260,27 +264,35 @@ class Removals:
             now = next((one for one in self._records.values() if one.id == record.id), None)
             if now is None:
                 return
-            path = self._under_way = RemotePath(now.path)
-            try:
-                await self._journal.write(msgspec.structs.replace(now, since=time.time()))
-                if now.is_directory:
-                    await self._namespace.remove_directory(path)
-                else:
-                    await self._remove_if_unchanged(path, now)
-                reached("removal.removed")
-            except (NotFound, NotEmpty) as error:
-                log.info("removing %s: %s; left as it is", path, error)
-            except NoLocalSpace:
-                raise  # of the journal: nothing was sent
-            except F7tfsError as error:
-                self._tries[now.id] = self._tries.get(now.id, 0) + 1
-                if may_pass(error, self._tries[now.id]):
-                    raise
-                log.error("removing %s failed for good: %s; the name is shown again", path, error)
-            finally:
-                self._under_way = None
-            await self._end(now)
-            reached("removal.ended")
+            path = RemotePath(now.path)
+            if self._renames.is_settled(path):
+                await self._carry_out(now, path)
+                return
+        await self._renames.settled(path)
+        await self._execute(now)
+
+    async def _carry_out(self, now: RemovalRecord, path: RemotePath) -> None:
+        self._under_way = path
+        try:
+            await self._journal.write(msgspec.structs.replace(now, since=time.time()))
+            if now.is_directory:
+                await self._namespace.remove_directory(path)
+            else:
+                await self._remove_if_unchanged(path, now)
+            reached("removal.removed")
+        except (NotFound, NotEmpty) as error:
+            log.info("removing %s: %s; left as it is", path, error)
+        except NoLocalSpace:
+            raise  # of the journal: nothing was sent
+        except F7tfsError as error:
+            self._tries[now.id] = self._tries.get(now.id, 0) + 1
+            if may_pass(error, self._tries[now.id]):
+                raise
+            log.error("removing %s failed for good: %s; the name is shown again", path, error)
+        finally:
+            self._under_way = None
+        await self._end(now)
+        reached("removal.ended")
 
     def _waits_for(self, record: RemovalRecord) -> list[SpoolEntry]:
         """Not for what is being written again: nobody knows when it is closed, and its content is

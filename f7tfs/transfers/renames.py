@@ -10,23 +10,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import msgspec
+import trio
 
-from f7tfs.api.port import Cluster, Phase, Route
+from f7tfs.api.port import Cluster, Phase, Progress, Route, Ticket
 from f7tfs.catalog import Catalog
 from f7tfs.content.journal import Journal, LitterRecord, RenameRecord
 from f7tfs.errors import (
     CrossDevice,
     Exists,
     F7tfsError,
+    Interrupted,
     IsADirectory,
+    JobUnknown,
     NameNotSupported,
     NotADirectory,
     NotFound,
     NotPermitted,
     OutcomeUnknown,
     ServerError,
+    Stalled,
 )
 from f7tfs.faultpoints import reached
 from f7tfs.model import (
@@ -36,6 +42,7 @@ from f7tfs.model import (
     Kind,
     RemotePath,
     Stat,
+    is_within,
     join,
     name_of,
     parent_of,
@@ -46,10 +53,26 @@ from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.workplace import Workplace, archive_of_links
 
 log = logging.getLogger("f7tfs.namespace")
+UNSETTLED = (OutcomeUnknown, Interrupted, Stalled)  # after these, it may have happened
+Waiting = Callable[[], AbstractContextManager[None]]
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A rename whose way is free. `there`: what it replaces."""
+
+    source: RemotePath
+    target: RemotePath
+    moved: Stat
+    there: Stat | None
 
 
 class Renames:
-    """Every method leaves the catalog telling what is there now."""
+    """Every method leaves the catalog telling what is there now.
+
+    A rename that the user asked for is unsettled while it is under way, and after it if its
+    outcome was lost: until the caller had `finish` find out. Nothing that waits in the background
+    is sent to such names. Where something here has to change with it, or it takes more than one
+    call, it is in the journal meanwhile."""
 
     def __init__(
         self,
@@ -70,8 +93,11 @@ class Renames:
         self._journal = journal
         self._stall_timeout = stall_timeout
         self._devices: dict[RemotePath, int] = {}
+        self._settled = trio.Event()  # replaced whenever a record ends
+        self._records = {RemotePath(one.source): one for one in journal.load(RenameRecord)}
+        self._journaled = set(self._records)
 
-    async def rename(
+    async def begin(
         self,
         source: RemotePath,
         target: RemotePath,
@@ -79,11 +105,11 @@ class Renames:
         replace: bool = True,
         buried: Fingerprint | None = None,
         followers: bool = False,
-    ) -> Stat:
-        """rename(2) on top of `mv --force`: never into a directory, never across devices. Returns
-        what is at the target afterwards. `buried`: of the file there that is removed here already;
-        it is no reason for Exists. `followers`: more has to change here then, until
-        `followed`; a daemon that ends in between leaves a RenameRecord."""
+    ) -> Begun | None:
+        """Look before a rename(2), and make way for it; None where nothing is to be done. From now
+        on it is unsettled, until `followed`. `buried`: of the file at the target that is removed
+        here already; it is no reason for Exists. `followers`: what is here has to change with it,
+        also if the daemon is killed."""
         await self.require_names(source, target)
         moved = await self._catalog.stat(source)
         self._require_movable(source, target, moved)
@@ -95,7 +121,7 @@ class Renames:
             if (there.ino, there.dev) != (moved.ino, moved.dev):
                 await self._make_way(moved, there, target)
             elif not is_buried:
-                return there  # two links to one file: rename(2) does nothing
+                return None  # two links to one file: rename(2) does nothing
             else:
                 await self._namespace.remove_file(target, there)
                 there = None
@@ -103,22 +129,26 @@ class Renames:
             device = there.dev if there is not None else await self._device(parent_of(target))
             if device != moved.dev:
                 raise CrossDevice(f"{source} and {target} are on different devices")
-        by_links = not self._cluster.capabilities.renames and moved.kind is not Kind.DIRECTORY
-        if not followers and not by_links:
-            return await self.rename_checked(source, target, moved, there)
         record = RenameRecord(
             id=source, source=source, target=target, ino=moved.ino, dev=moved.dev, since=time.time()
         )
-        await self._journal.write(record)
+        if followers or not self._cluster.capabilities.renames:
+            await self._journal.write(record)
+            self._journaled.add(source)
+        self._records[source] = record
+        return Begun(source, target, moved, there)
+
+    async def carry_out(self, begun: Begun, waiting: Waiting) -> Stat:
+        """The rename on top of `mv --force`: never into a directory, never across devices. Returns
+        what is at the target afterwards. `waiting`: entered while only a job is waited for."""
         try:
-            after = await self.rename_checked(source, target, moved, there)
+            return await self.rename_checked(
+                begun.source, begun.target, begun.moved, begun.there, waiting
+            )
         except F7tfsError as error:
-            if not isinstance(error, OutcomeUnknown):
-                await self.followed(source)
+            if not isinstance(error, UNSETTLED):
+                await self.followed(begun.source)
             raise
-        if not followers:
-            await self.followed(source)
-        return after
 
     async def require_names(self, *paths: RemotePath) -> None:
         """EINVAL before anything is sent (`Namespace.require_name`)."""
@@ -126,18 +156,43 @@ class Renames:
             await self._namespace.require_name(path)
 
     async def followed(self, source: RemotePath) -> None:
-        """What depended on a rename of this name has its own records now."""
-        await self._journal.write(drop=((RenameRecord, source),))
+        """A rename of this name did not happen, or what depended on it has its own records now."""
+        if source in self._journaled:
+            await self._journal.write(drop=((RenameRecord, source),))
+            self._journaled.discard(source)
+        self._records.pop(source, None)
+        event, self._settled = self._settled, trio.Event()
+        event.set()
+
+    def unsettled(self) -> list[RenameRecord]:
+        """Renames that are under way, or of which nobody knows whether they went through."""
+        return list(self._records.values())
+
+    def is_settled(self, path: RemotePath) -> bool:
+        """Whether no unsettled rename concerns this name, or what is above or below."""
+        return not any(
+            is_within(path, RemotePath(name)) or is_within(RemotePath(name), path)
+            for record in self._records.values()
+            for name in (record.source, record.target)
+        )
+
+    async def settled(self, *paths: RemotePath) -> None:
+        while not all(map(self.is_settled, paths)):
+            await self._settled.wait()
 
     async def finish(self, record: RenameRecord) -> Stat | None:
-        """What became of a rename during which a daemon ended: the target if it went through, None
-        if nothing happened. Of two links to one file, the old one is removed."""
+        """What became of a rename whose outcome was lost: the target if it went through, None if
+        nothing happened. Of two links to one file, the old one is removed; a job that still waits
+        is cancelled, one that runs is waited for."""
         source, target = RemotePath(record.source), RemotePath(record.target)
 
         def is_moved(stat: Stat | None) -> bool:
             return stat is not None and (stat.ino, stat.dev) == (record.ino, record.dev)
 
-        await self._namespace.outwait(target, is_moved, since=record.since)
+        if record.ticket:
+            await self._end_job(msgspec.json.decode(record.ticket, type=Ticket))
+        else:
+            await self._namespace.outwait(target, is_moved, since=record.since)
         there = await self._namespace.find(target)
         if there is None or not is_moved(there):
             return None
@@ -163,13 +218,18 @@ class Renames:
                 raise NameNotSupported(f"the mv job does not carry the name {path!r} safely")
 
     async def rename_checked(
-        self, source: RemotePath, target: RemotePath, moved: Stat, there: Stat | None
+        self,
+        source: RemotePath,
+        target: RemotePath,
+        moved: Stat,
+        there: Stat | None,
+        waiting: Waiting = nullcontext,
     ) -> Stat:
         """The rename itself, of the inode `moved`, onto what was seen `there` (no directory), and
         the look afterwards."""
         after: Stat | None = None
         try:
-            after = await self._move(source, target, moved, there)
+            after = await self._move(source, target, moved, there, waiting)
         except OutcomeUnknown as unknown:
             try:
                 now = await self._namespace.find(target)
@@ -178,10 +238,10 @@ class Renames:
             except F7tfsError as error:
                 raise unknown from error  # still
             if not is_moved:
-                if left is None:
+                if left is None or isinstance(unknown, JobUnknown):
                     self._catalog.forget(target)
                     raise
-                after = await self._move(source, target, moved, there)
+                after = await self._move(source, target, moved, there, waiting)
         if after is None:
             after = await self._catalog.stat(target)
         self._namespace.forget_sample(source)
@@ -197,7 +257,12 @@ class Renames:
         return after
 
     async def _move(
-        self, source: RemotePath, target: RemotePath, moved: Stat, there: Stat | None
+        self,
+        source: RemotePath,
+        target: RemotePath,
+        moved: Stat,
+        there: Stat | None,
+        waiting: Waiting,
     ) -> Stat | None:
         """The dialect's rename call; without one, a link and an unlink for what can be linked
         (TAR.md), and the scheduler's mv job for the rest. Returns what is at the target, if that
@@ -217,7 +282,7 @@ class Renames:
         if renames:
             await self._cluster.rename(source, target)
         else:
-            await self._move_by_job(source, target)
+            await self._move_by_job(source, target, waiting)
         # It could be renamed, so nothing but the link was refused. v1's 502 has no words (FACTS
         # §2); where there is a rename call, little is lost by believing it.
         wordless = renames and isinstance(failed, OutcomeUnknown | ServerError)
@@ -297,18 +362,42 @@ class Renames:
             return error
         return None
 
-    async def _move_by_job(self, source: RemotePath, target: RemotePath) -> None:
-        ticket = await self._cluster.move_by_job(source, target)
-        progress = await follow(
+    async def _move_by_job(self, source: RemotePath, target: RemotePath, waiting: Waiting) -> None:
+        try:
+            ticket = await self._cluster.move_by_job(source, target)
+        except OutcomeUnknown as error:
+            raise JobUnknown(f"moving {source}: {error}") from error
+        try:
+            if (record := self._records.get(source)) is not None:
+                text = msgspec.json.encode(ticket).decode()
+                self._records[source] = record = msgspec.structs.replace(record, ticket=text)
+                await self._journal.write(record)
+            reached("rename.submitted")
+            with waiting():
+                progress = await self._follow(ticket)
+        except F7tfsError as error:
+            await self._cluster.withdraw(ticket)
+            if isinstance(error, UNSETTLED):
+                raise
+            raise JobUnknown(f"moving {source}: {error}") from error
+        await self._workplace.remove_traces(ticket)
+        if progress.phase is not Phase.DONE:
+            words = progress.error or progress.raw
+            raise kind_of(words)(f"moving {source}: {words}")
+
+    async def _end_job(self, ticket: Ticket) -> None:
+        await self._cluster.withdraw(ticket)
+        with contextlib.suppress(NotFound):  # the scheduler has forgotten it
+            await self._follow(ticket)
+        await self._workplace.remove_traces(ticket)
+
+    async def _follow(self, ticket: Ticket) -> Progress:
+        return await follow(
             self._cluster,
             ticket,
             lambda now: now.phase in {Phase.DONE, Phase.FAILED, Phase.WITHDRAWN},
             stall_timeout=self._stall_timeout,
         )
-        await self._workplace.remove_traces(ticket)
-        if progress.phase is not Phase.DONE:
-            words = progress.error or progress.raw
-            raise kind_of(words)(f"moving {source}: {words}")
 
     async def _make_way(self, moved: Stat, there: Stat, target: RemotePath) -> None:
         if there.kind is Kind.DIRECTORY and moved.kind is not Kind.DIRECTORY:

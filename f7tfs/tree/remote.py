@@ -100,7 +100,7 @@ class RemoteWing(Wing):
             workplace,
             journal,
             identity,
-            is_open=self._open.has,
+            self._open,
         )
 
     async def resume(self) -> None:
@@ -290,7 +290,6 @@ class RemoteWing(Wing):
             if moved is not None and moved.is_directory:  # its ".." changes
                 require(self._identity, moved, WRITE, source)
         await self._renaming.rename(source, target, replace=replace)
-        self._open.renamed(source, target)
 
     # Attributes.
 

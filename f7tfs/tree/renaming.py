@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Iterable
+
+import trio
 
 from f7tfs.content.journal import Journal, RenameRecord
 from f7tfs.content.spool import SpoolEntry, State
 from f7tfs.content.times import Times
 from f7tfs.errors import (
+    Busy,
     Exists,
     F7tfsError,
     InvalidArgument,
@@ -29,9 +32,13 @@ from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.renames import Renames
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors
+from f7tfs.tree.openfiles import OpenFiles
 from f7tfs.tree.overlay import Overlay
+from f7tfs.tree.waiting import caller_pid
 
 log = logging.getLogger("f7tfs.tree")
+PATIENCE = 10.0  # seconds to wait until it is known what became of an earlier rename
+LONGEST_PAUSE = 60.0  # seconds between two tries to find out
 
 
 class Renaming:
@@ -46,11 +53,10 @@ class Renaming:
         workplace: Workplace,
         journal: Journal,
         identity: Identity,
-        *,
-        is_open: Callable[[RemotePath], bool],
+        open_files: OpenFiles,
     ) -> None:
         self._identity = identity
-        self._is_open = is_open
+        self._open = open_files
         self._overlay = overlay
         self._renames = renames
         self._removals = removals
@@ -186,12 +192,14 @@ class Renaming:
         if is_within(target, source):
             raise InvalidArgument(f"{source} cannot become a part of itself")
         await self._renames.require_names(source, target)
+        await self._require_settled(source, target)
         spool = self._floors.spool
         if spool.at(source) is None and (
             self._removals.hides(source) or self._aliases.hides(source)
         ):
             raise NotFound(source)
         if await self._rename_to_backup(source, target):
+            self._open.renamed(source, target)
             return
         moved = spool.at(source)
         with self._floors.callers.interruptible():
@@ -223,10 +231,19 @@ class Renaming:
                 spool.lead(moved, source)
                 async with self._journal.together():
                     await self._rename_local(moved, target, replaced, replace=replace)
+                self._open.renamed(source, target)
             elif moved is not None and source != moved.path:
                 await self._rename_link(moved, source, target, replaced, replace=replace)
+                self._open.renamed(source, target)
             else:
                 await self._rename_remote(source, target, replaced, replace=replace)
+
+    async def _require_settled(self, source: RemotePath, target: RemotePath) -> None:
+        """Raises Busy where it is not known what became of another rename of these names."""
+        with self._floors.callers.interruptible(), trio.move_on_after(PATIENCE) as waited:
+            await self._renames.settled(source, target)
+        if waited.cancelled_caught:
+            raise Busy(f"it is not known yet what became of an earlier rename of {source}")
 
     async def _rename_to_backup(self, source: RemotePath, target: RemotePath) -> bool:
         """Of a file that the cluster has, to a backup name: only here, for as long as a new file
@@ -235,7 +252,7 @@ class Renaming:
         entry = spool.at(source)
         if (
             not is_backup(source, target)
-            or self._is_open(source)
+            or self._open.has(source)
             or spool.at(target) is not None
             or self._removals.hides(target)
             or any(self._aliases.hides(path) for path in (source, target))
@@ -338,23 +355,33 @@ class Renaming:
         for entry in below:
             entry.is_moving = True
         try:
-            async with self._removals.steady():
-                after = await self._renames.rename(
+            async with self._floors.callers.turn(self._removals.steady()):
+                begun = await self._renames.begin(
                     source,
                     target,
                     replace=replace,
                     buried=self._removals.fingerprint(target),
                     followers=followers,
                 )
-                reached("rename.moved")
-                async with self._journal.together():
-                    await self._follow(source, target, replaced, after)
-                    if followers:
-                        await self._renames.followed(source)
+            if begun is None:
+                return
+            after = await self._renames.carry_out(begun, self._floors.callers.interruptible)
+            reached("rename.moved")
+            async with self._journal.together():
+                await self._follow(source, target, replaced, after)
+                await self._renames.followed(source)
         finally:
-            for entry in below:
-                entry.is_moving = False
-            uploads.hurry(())  # what became due meanwhile
+            record = next((one for one in self._renames.unsettled() if one.source == source), None)
+            if record is None:
+                self._go_on(below)
+            else:
+                log.warning("it is not known whether %s was renamed; it is found out", source)
+                uploads.later(self._settle_later, record)
+
+    def _go_on(self, entries: Iterable[SpoolEntry]) -> None:
+        for entry in entries:
+            entry.is_moving = False
+        self._floors.uploads.hurry(())  # what became due meanwhile
 
     async def _follow(
         self,
@@ -387,23 +414,47 @@ class Renaming:
         self._floors.cache.rename(source, target)
         self._floors.cache.touch(target, after.fingerprint)
         await self._times.rename(source, target)
+        self._open.renamed(source, target)
 
     async def resume(self) -> None:
         """Renames during which an earlier daemon ended: what went through on the cluster goes
-        through here. Before any upload. Raises what keeps the cluster from being asked."""
-        for record in self._journal.load(RenameRecord):
-            source, target = RemotePath(record.source), RemotePath(record.target)
+        through here. Before any upload. Raises what keeps the cluster from being asked: uploads
+        and removals would go to names that may be others' by now."""
+        for record in self._renames.unsettled():
+            await self._settle(record)
+
+    async def _settle_later(self, record: RenameRecord) -> None:
+        caller_pid.set(0)  # whoever asked for it has its answer
+        pause = 1.0
+        while True:
+            try:
+                await self._settle(record)
+            except F7tfsError as error:
+                log.info("it is not known yet whether %s was renamed: %s", record.source, error)
+                await trio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                return
+
+    async def _settle(self, record: RenameRecord) -> None:
+        """Find out what became of a rename, and follow it."""
+        source, target = RemotePath(record.source), RemotePath(record.target)
+        spool = self._floors.spool
+        async with contextlib.AsyncExitStack() as turns:
+            below = {*spool.within(source), *spool.within(target)}
+            for entry in sorted(below, key=lambda one: one.path):
+                await turns.enter_async_context(entry.turn)
             try:
                 after = await self._renames.finish(record)
             except F7tfsError as error:
                 if error.transient:
-                    raise  # uploads and removals would go to names that may be others' by now
+                    raise
                 log.warning("it is not known whether %s was renamed: %s", source, error)
                 after = None
             async with self._journal.together():
                 if after is not None:
-                    log.info("%s was renamed to %s when a daemon ended", source, target)
-                    replaced = self._floors.spool.at(target)
+                    log.info("%s was renamed to %s after all", source, target)
                     before = record.since or float("inf")
-                    await self._follow(source, target, replaced, after, before=before)
+                    await self._follow(source, target, spool.at(target), after, before=before)
                 await self._renames.followed(source)
+            self._go_on(below)

@@ -1,0 +1,184 @@
+"""Renames whose outcome comes late or is lost: jobs that wait, and replies that nobody gets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import Place
+from mounting import Mount
+from sim_process import Simulator
+from t5_conflicts import sides_of
+from waits import wait_until
+
+pytestmark = [pytest.mark.simulator, pytest.mark.timeout(180)]
+TRANSFERS = ".f7t_file_handling"
+
+
+class Scene:
+    """A v2 mount with a clean and a dirty file in `top/dir`, whose `mv` job does not begin. (The
+    kernel locks `top` meanwhile: a name in it that it has not seen yet is looked up afterwards.)"""
+
+    def __init__(self, mount: Mount, far: Any, simulator: Simulator) -> None:
+        self.mount, self.far, self.simulator = mount, far, simulator
+        mount.call((mount.path / "top/dir/dirty").write_bytes, b"dirty")
+        simulator.hold_jobs(True)
+        self.process = subprocess.Popen(["mv", "dir", "moved"], cwd=mount.path / "top")
+        wait_until(lambda: self.job_states() == ["PENDING"], "the job that renames")
+
+    def job_states(self) -> list[str]:
+        _, _, answer = self.simulator.v2("GET", f"/compute/{self.simulator.system}/jobs", {})
+        jobs = answer["jobs"] or []
+        states = [one["status"]["state"] for one in jobs if one["name"] == "MoveFiles"]
+        return [state.partition(" by ")[0] for state in states]
+
+    def is_at(self, name: str) -> None:
+        """Both files are in this directory, here and on the cluster, and nothing else is."""
+        self.mount.sync()
+        top = self.mount.path / "top"
+        assert set(self.mount.call(os.listdir, top)) == {name}
+        assert set(self.mount.call(os.listdir, top / name)) == {"clean", "dirty"}
+        assert self.far.names("top") == {name}
+        assert self.far.read(f"top/{name}/clean") == b"clean"
+        assert self.far.read(f"top/{name}/dirty") == b"dirty"
+        assert self.mount.uploads()["items"] == []
+        wait_until(lambda: not self.logs(), "the jobs' logs to go")
+
+    def logs(self) -> list[str]:
+        return [one for one in os.listdir(self.simulator.home) if one.startswith(TRANSFERS)]
+
+
+@pytest.fixture
+def scene(own_simulator: Callable[..., Place]) -> Iterator[Scene]:
+    place = own_simulator(api="v2")
+    far, simulator = sides_of(place)
+    far.mkdir("two")
+    for name in ("two/old", "two/gone"):
+        far.write(name, b"x")
+    far.mkdir("top")
+    far.mkdir("top/dir")
+    far.write("top/dir/clean", b"clean")
+    with place.mount(place.directory, writeback_delay=30) as mount:
+        mount.start()
+        made = Scene(mount, far, simulator)
+        try:
+            yield made
+        finally:
+            made.process.kill()
+            simulator.hold_jobs(False)
+            made.process.wait(30)
+
+
+def test_a_mv_that_waits_for_its_job_can_be_interrupted(scene: Scene) -> None:
+    """Metadata: "directories by the `mv` job, waited for interruptibly". Then the job is taken
+    back, and nothing has happened."""
+    scene.mount.announce("not known whether")
+    scene.process.send_signal(signal.SIGINT)
+    assert scene.process.wait(5) != 0
+    wait_until(lambda: scene.job_states() == ["CANCELLED"], "the job to be taken back")
+    scene.simulator.hold_jobs(False)
+    scene.is_at("dir")
+
+
+def test_nothing_else_waits_for_the_job_of_a_mv(scene: Scene) -> None:
+    mount, far = scene.mount, scene.far
+    mount.call(os.rename, mount.path / "two/old", mount.path / "two/new")
+    mount.call(os.unlink, mount.path / "two/gone")  # behind the dirty file: its upload waits
+    mount.call(os.listdir, mount.path / "two")
+    mount.call((mount.path / "two/made").write_bytes, b"z")
+    assert scene.process.poll() is None
+    scene.simulator.hold_jobs(False)
+    assert scene.process.wait(30) == 0
+    mount.sync()
+    assert far.names("two") == {"new", "made"}
+    scene.is_at("moved")
+
+
+def test_a_kill_while_the_job_waits(scene: Scene) -> None:
+    """The next start takes the job back: else the directory would change its name at some time,
+    and what is written meanwhile with it."""
+    scene.mount.kill()
+    scene.process.wait(30)
+    scene.mount.start()
+    assert scene.job_states() == ["CANCELLED"]
+    scene.simulator.hold_jobs(False)
+    scene.is_at("dir")
+
+
+def test_a_kill_after_the_job_has_run(scene: Scene) -> None:
+    scene.mount.kill()
+    scene.process.wait(30)
+    scene.simulator.hold_jobs(False)
+    wait_until(lambda: scene.job_states() == ["COMPLETED"], "the job")
+    scene.mount.start()
+    scene.is_at("moved")
+
+
+def test_a_job_whose_submission_nobody_knows_of_is_not_submitted_twice(
+    own_simulator: Callable[..., Place],
+) -> None:
+    """The second mv would fail, as the first has moved the directory, and what is dirty in it would
+    stay behind."""
+    place = own_simulator(api="v2")
+    far, simulator = sides_of(place)
+    far.mkdir("dir")
+    with place.mount(place.directory, writeback_delay=30) as mount:
+        mount.start()
+        mount.announce("not known whether")
+        mount.call((mount.path / "dir/dirty").write_bytes, b"dirty")
+        submission = f"POST /filesystem/{simulator.system}/transfer/mv"
+        (ident,) = simulator.faults([{"match": submission, "action": {"drop": "after"}}])
+        process = subprocess.run(["mv", "dir", "moved"], cwd=mount.path, timeout=60, check=False)
+        assert simulator.fired().get(ident)
+        mount.sync()
+        assert simulator.calls()["calls"][submission] == 1
+        assert (process.returncode, far.names(), far.names("moved")) in (
+            (0, {"moved"}, {"dirty"}),  # the job was over at the look after the lost reply
+            (1, {"moved"}, {"dirty"}),
+        )
+
+
+def test_a_lost_outcome_is_found_out_by_the_running_daemon(
+    own_simulator: Callable[..., Place],
+) -> None:
+    """The reply of the rename and the look afterwards are lost; once the cluster answers again,
+    what is dirty and what is open goes along, and no start is needed for it."""
+    place = own_simulator()
+    far, simulator = sides_of(place)
+    far.mkdir("dir")
+    for name in ("dir/gone", "dir/stays"):
+        far.write(name, b"old")
+    with place.mount(place.directory, writeback_delay=30, patience=1) as mount:
+        mount.start()
+        mount.announce("EHOSTUNREACH", "EIO", "offline", "not known", "again in")
+        mount.call((mount.path / "dir/dirty").write_bytes, b"dirty")
+        mount.call(os.unlink, mount.path / "dir/gone")
+        file = mount.call(os.open, mount.path / "dir/stays", os.O_RDWR)
+        simulator.faults(
+            [
+                {"match": "PUT /utilities/rename", "times": 1, "action": {"drop": "after"}},
+                {
+                    "match": "GET /utilities/stat",
+                    "where": "moved",
+                    "skip": 1,  # not the look before the rename
+                    "times": None,
+                    "action": {"drop": "before"},
+                },
+            ]
+        )
+        with pytest.raises(OSError):
+            mount.call(os.rename, mount.path / "dir", mount.path / "moved", deadline=60)
+        simulator.clear_faults()
+        mount.sync()
+        assert far.names() == {"moved"}
+        assert far.names("moved") == {"dirty", "stays"}
+        assert set(mount.call(os.listdir, mount.path)) == {"moved", "jobs"}
+        mount.call(os.write, file, b"new")
+        mount.call(os.close, file)
+        mount.sync()
+        assert far.read("moved/stays") == b"new"
+        assert far.read("moved/dirty") == b"dirty"
