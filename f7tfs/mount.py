@@ -227,8 +227,9 @@ async def build(config: Config) -> AsyncIterator[Mounted]:
                     )  # fmt: skip
                     mounted.complaints = journal.aside.sentences
                     yield mounted
-                    await mounted.close()
+                    # What is under way needs its archive: it ends before the directory goes.
                     nursery.cancel_scope.cancel()
+                await mounted.close()
             finally:
                 zone.remember(clock)
                 spool.close()

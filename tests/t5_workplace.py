@@ -88,3 +88,53 @@ def test_a_link_in_use_is_not_swept(place: Place, directory: str, tmp_path: Path
             simulator.hold_staging(False)
         assert reading.result(CALL_DEADLINE) == content
         wait_until(lambda: not os.path.lexists(link), "the link's end")
+
+
+@pytest.mark.parametrize("count", [1, 20], ids=["a link", "an archive"])
+@pytest.mark.parametrize(
+    ("place", "extract", "remove"),
+    [
+        ("v1", "POST /utilities/extract", "DELETE /utilities/rm"),
+        ("v2", "POST /filesystem/cluster/ops/extract", "DELETE /filesystem/cluster/ops/rm"),
+    ],
+    indirect=["place"],
+)
+def test_an_unmount_in_the_middle_of_an_upload(
+    place: Place,
+    mount_with: Callable[..., Mount],
+    far: Any,
+    count: int,
+    extract: str,
+    remove: str,
+) -> None:
+    """Writing: what is owed stays in the journal, and goes on at the next start. Found by the
+    model: our working directory went first, and with it the archive that an upload was about to
+    have extracted, so the upload was given up as one that can never arrive."""
+    simulator = place.simulator
+    assert simulator is not None
+    far.mkdir("dir")
+    content = {f"file.{number}": b"%d" % number for number in range(count)}
+    if count == 1:
+        if remove.endswith("utilities/rm"):
+            pytest.skip("v1 publishes one file without an archive")
+        far.write("dir/file.0", b"old")
+    mount = mount_with(writeback_delay=0.2)
+    mount.announce("stay in the journal", "never closed")
+    ident, _ = simulator.faults(
+        [
+            {"match": extract, "times": 1, "action": {"delay": 1.0}},
+            # Of the working directory, not of the archive in it.
+            {"match": remove, "where": ".f7tfs-", "skip": 1, "action": {"delay": 1.5}},
+        ]
+    )
+    for name, data in content.items():
+        mount.call((mount.path / "dir" / name).write_bytes, data)
+    wait_until(lambda: simulator.fired().get(ident), "the call that is to be in the middle")
+    assert mount.unmount_plainly() == 0
+    simulator.clear_faults()
+    mount.start()
+    mount.sync()
+    assert mount.uploads()["items"] == []
+    assert {name: far.read(f"dir/{name}") for name in far.names("dir")} == content
+    assert mount.unmount_plainly() == 0
+    assert far.all_litter() == []
