@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from conftest import STAGING_INTERVAL, Place
-from mounting import MountFailed
 from sim_process import Simulator
 from t3_scenarios import data_of
 from waits import wait_until
@@ -195,41 +194,3 @@ def test_a_late_removal_takes_no_new_file(own_simulator: Callable[..., Place]) -
         wait_until(lambda: time.monotonic() > over, "the late call to be carried out")
         assert far.names() == {"file", "copy"}
         assert far.read("file") == b"new"
-
-
-def test_a_rename_that_nobody_knows_of_is_settled_at_the_next_start(
-    own_simulator: Callable[..., Place],
-) -> None:
-    """The reply is lost, and so is the look afterwards: the record of the rename outlasts both, and
-    what was removed below the directory does not come back under its new name. A start that cannot
-    ask is none: uploads and removals would go to names that may be another's."""
-    place = own_simulator()
-    far, simulator = sides_of(place)
-    far.mkdir("dir")
-    for name in ("dir/gone", "dir/stays"):
-        far.write(name, b"old")
-    with place.mount(place.directory, writeback_delay=60, patience=1) as mount:
-        mount.start()
-        mount.announce("EHOSTUNREACH", "EIO", "offline", "could not be asked", "not known")
-        mount.call((mount.path / "pending").write_bytes, b"pending")
-        mount.call(os.unlink, mount.path / "dir" / "gone")
-        away = {"match": "GET /utilities/stat", "times": None, "action": {"drop": "before"}}
-        simulator.faults(
-            [
-                {"match": "PUT /utilities/rename", "times": 1, "action": {"drop": "after"}},
-                {**away, "where": "name", "skip": 1},  # not the look before the rename
-            ]
-        )
-        with pytest.raises(OSError):
-            mount.call(os.rename, mount.path / "dir", mount.path / "name", deadline=60)
-        mount.kill()
-        simulator.clear_faults()
-        simulator.faults([{**away, "where": "name"}])
-        with pytest.raises(MountFailed):
-            mount.start()
-        simulator.clear_faults()
-        mount.start()
-        assert set(mount.call(os.listdir, mount.path / "name")) == {"stays"}
-        mount.sync()
-        assert far.names("name") == {"stays"}
-        assert far.names() == {"name", "pending"}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import Place
-from mounting import Mount
+from mounting import Mount, MountFailed
 from sim_process import Simulator
+from t3_scenarios import refused
 from t5_conflicts import sides_of
 from waits import wait_until
 
@@ -142,43 +144,78 @@ def test_a_job_whose_submission_nobody_knows_of_is_not_submitted_twice(
         )
 
 
-def test_a_lost_outcome_is_found_out_by_the_running_daemon(
-    own_simulator: Callable[..., Place],
-) -> None:
-    """The reply of the rename and the look afterwards are lost; once the cluster answers again,
-    what is dirty and what is open goes along, and no start is needed for it."""
+class Lost:
+    """A v1 mount that does not know whether `dir` became `moved` (it did): the reply was lost, and
+    so are the looks afterwards, until `clear_faults`. Below it, `gone` is removed here and waits
+    for the upload of `dirty`, and `stays` is open."""
+
+    away: ClassVar = {
+        "match": "GET /utilities/stat",
+        "where": "moved",
+        "times": None,
+        "action": {"drop": "before"},
+    }
+
+    def __init__(self, mount: Mount, far: Any, simulator: Simulator) -> None:
+        self.mount, self.far, self.simulator = mount, far, simulator
+        mount.announce("EHOSTUNREACH", "EIO", "offline", "not known", "again in", "be asked")
+        mount.call((mount.path / "dir/dirty").write_bytes, b"dirty")
+        mount.call(os.unlink, mount.path / "dir/gone")
+        self.file = mount.call(os.open, mount.path / "dir/stays", os.O_RDWR)
+        rename = {"match": "PUT /utilities/rename", "times": 1, "action": {"drop": "after"}}
+        simulator.faults([rename, {**self.away, "skip": 1}])  # not the look before it
+        with pytest.raises(OSError):
+            mount.call(os.rename, mount.path / "dir", mount.path / "moved", deadline=60)
+
+    def is_moved(self) -> None:
+        self.mount.sync()
+        assert self.far.names() == {"moved"}
+        assert self.far.names("moved") == {"dirty", "stays"}
+        assert self.far.read("moved/dirty") == b"dirty"
+        assert set(self.mount.call(os.listdir, self.mount.path)) == {"moved", "jobs"}
+        assert set(self.mount.call(os.listdir, self.mount.path / "moved")) == {"dirty", "stays"}
+
+
+@pytest.fixture
+def lost(own_simulator: Callable[..., Place]) -> Iterator[Lost]:
     place = own_simulator()
     far, simulator = sides_of(place)
     far.mkdir("dir")
     for name in ("dir/gone", "dir/stays"):
         far.write(name, b"old")
     with place.mount(place.directory, writeback_delay=30, patience=1) as mount:
-        mount.start()
-        mount.announce("EHOSTUNREACH", "EIO", "offline", "not known", "again in")
-        mount.call((mount.path / "dir/dirty").write_bytes, b"dirty")
-        mount.call(os.unlink, mount.path / "dir/gone")
-        file = mount.call(os.open, mount.path / "dir/stays", os.O_RDWR)
-        simulator.faults(
-            [
-                {"match": "PUT /utilities/rename", "times": 1, "action": {"drop": "after"}},
-                {
-                    "match": "GET /utilities/stat",
-                    "where": "moved",
-                    "skip": 1,  # not the look before the rename
-                    "times": None,
-                    "action": {"drop": "before"},
-                },
-            ]
-        )
-        with pytest.raises(OSError):
-            mount.call(os.rename, mount.path / "dir", mount.path / "moved", deadline=60)
-        simulator.clear_faults()
-        mount.sync()
-        assert far.names() == {"moved"}
-        assert far.names("moved") == {"dirty", "stays"}
-        assert set(mount.call(os.listdir, mount.path)) == {"moved", "jobs"}
-        mount.call(os.write, file, b"new")
-        mount.call(os.close, file)
-        mount.sync()
-        assert far.read("moved/stays") == b"new"
-        assert far.read("moved/dirty") == b"dirty"
+        yield Lost(mount.start(), far, simulator)
+
+
+def test_a_lost_outcome_is_found_out_by_the_running_daemon(lost: Lost) -> None:
+    """Once the cluster answers again, what is dirty and what is open goes along."""
+    mount = lost.mount
+    lost.simulator.clear_faults()
+    lost.is_moved()
+    mount.call(os.write, lost.file, b"new")
+    mount.call(os.close, lost.file)
+    mount.sync()
+    assert lost.far.read("moved/stays") == b"new"
+
+
+def test_a_name_whose_rename_is_not_known(lost: Lost) -> None:
+    """Another rename of it waits, and is refused: it would hide what became of the first one."""
+    mount = lost.mount
+    for source, target in (("dir", "other"), ("dir/stays", "dir/new")):
+        refused(errno.EBUSY, os.rename, mount.path / source, mount.path / target)
+    lost.simulator.clear_faults()
+    lost.is_moved()
+
+
+def test_a_lost_outcome_is_found_out_by_the_next_start(lost: Lost) -> None:
+    """The record of the rename outlasts a kill, and what was removed below the directory does not
+    come back under its new name. A start that cannot ask is none: uploads and removals would go to
+    names that may be another's."""
+    lost.mount.kill()
+    lost.simulator.clear_faults()
+    lost.simulator.faults([lost.away])
+    with pytest.raises(MountFailed):
+        lost.mount.start()
+    lost.simulator.clear_faults()
+    lost.mount.start()
+    lost.is_moved()
