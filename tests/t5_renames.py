@@ -145,8 +145,8 @@ def test_a_job_whose_submission_nobody_knows_of_is_not_submitted_twice(
 
 
 class Lost:
-    """A v1 mount that does not know whether `dir` became `moved` (it did): the reply was lost, and
-    so are the looks afterwards, until `clear_faults`. Below it, `gone` is removed here and waits
+    """A v1 mount that does not know whether `dir` became `moved` (it did): the reply may be lost,
+    and the looks afterwards are, until `clear_faults`. Below it, `gone` is removed here and waits
     for the upload of `dirty`, and `stays` is open."""
 
     away: ClassVar = {
@@ -156,14 +156,15 @@ class Lost:
         "action": {"drop": "before"},
     }
 
-    def __init__(self, mount: Mount, far: Any, simulator: Simulator) -> None:
+    def __init__(self, mount: Mount, far: Any, simulator: Simulator, reply: str) -> None:
         self.mount, self.far, self.simulator = mount, far, simulator
         mount.announce("EHOSTUNREACH", "EIO", "offline", "not known", "again in", "be asked")
         mount.call((mount.path / "dir/dirty").write_bytes, b"dirty")
         mount.call(os.unlink, mount.path / "dir/gone")
         self.file = mount.call(os.open, mount.path / "dir/stays", os.O_RDWR)
         rename = {"match": "PUT /utilities/rename", "times": 1, "action": {"drop": "after"}}
-        simulator.faults([rename, {**self.away, "skip": 1}])  # not the look before it
+        looks = {**self.away, "skip": 1}  # not the one before it
+        simulator.faults([looks] if reply == "heard" else [looks, rename])
         with pytest.raises(OSError):
             mount.call(os.rename, mount.path / "dir", mount.path / "moved", deadline=60)
 
@@ -177,16 +178,18 @@ class Lost:
 
 
 @pytest.fixture
-def lost(own_simulator: Callable[..., Place]) -> Iterator[Lost]:
+def lost(request: pytest.FixtureRequest, own_simulator: Callable[..., Place]) -> Iterator[Lost]:
+    reply = getattr(request, "param", "lost")
     place = own_simulator()
     far, simulator = sides_of(place)
     far.mkdir("dir")
     for name in ("dir/gone", "dir/stays"):
         far.write(name, b"old")
     with place.mount(place.directory, writeback_delay=30, patience=1) as mount:
-        yield Lost(mount.start(), far, simulator)
+        yield Lost(mount.start(), far, simulator, reply)
 
 
+@pytest.mark.parametrize("lost", ["lost", "heard"], indirect=True)
 def test_a_lost_outcome_is_found_out_by_the_running_daemon(lost: Lost) -> None:
     """Once the cluster answers again, what is dirty and what is open goes along."""
     mount = lost.mount

@@ -53,7 +53,6 @@ from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.workplace import Workplace, archive_of_links
 
 log = logging.getLogger("f7tfs.namespace")
-UNSETTLED = (OutcomeUnknown, Interrupted, Stalled)  # after these, it may have happened
 Waiting = Callable[[], AbstractContextManager[None]]
 
 
@@ -146,9 +145,9 @@ class Renames:
                 begun.source, begun.target, begun.moved, begun.there, waiting
             )
         except F7tfsError as error:
-            if not isinstance(error, UNSETTLED):
+            if not error.transient and not isinstance(error, Interrupted):
                 await self.followed(begun.source)
-            raise
+            raise  # else it may have happened: also where only the look afterwards failed
 
     async def require_names(self, *paths: RemotePath) -> None:
         """EINVAL before anything is sent (`Namespace.require_name`)."""
@@ -377,7 +376,7 @@ class Renames:
                 progress = await self._follow(ticket)
         except F7tfsError as error:
             await self._cluster.withdraw(ticket)
-            if isinstance(error, UNSETTLED):
+            if isinstance(error, Interrupted | Stalled):
                 raise
             raise JobUnknown(f"moving {source}: {error}") from error
         await self._workplace.remove_traces(ticket)
