@@ -393,6 +393,7 @@ async def _assemble(
         cache,
         downloads,
         removals,
+        renames,
         submissions,
         lambda: cluster.calls,
         lambda: (cluster.breaker.since, cluster.breaker.reason),

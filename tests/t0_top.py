@@ -37,6 +37,13 @@ def status(
     }
 
 
+def test_a_rename_that_waits_for_its_job_is_shown() -> None:
+    said = status()
+    said["renames"] = [{"name": "a", "to": "b", "job": "17", "since": 0.0}]
+    (row,) = [line for line in shown(said, Meter()) if "a → b" in line]
+    assert row.split()[-4:] == ["→", "b", "(job", "17)"]
+
+
 def shown(said: Any, meter: Meter, height: int | None = None) -> list[str]:
     out = Console(width=200, record=True, file=io.StringIO())
     out.print(screen(MOUNT, said, meter, height=height))

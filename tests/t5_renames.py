@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -93,6 +94,9 @@ def test_nothing_else_waits_for_the_job_of_a_mv(scene: Scene) -> None:
     mount.call(os.listdir, mount.path / "two")
     mount.call((mount.path / "two/made").write_bytes, b"z")
     assert scene.process.poll() is None
+    told = mount.f7tfs("status", str(mount.path)).stdout
+    assert re.search(r"renaming +top/dir → top/moved +\(for .*, job \d+\)", told)
+    assert "renaming" in mount.call((mount.path / ".f7tfs/status").read_text)
     scene.simulator.hold_jobs(False)
     assert scene.process.wait(30) == 0
     mount.sync()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from f7tfs.cli import mounts
 from f7tfs.cli.completion import MOUNTPOINT
 from f7tfs.cli.waiting import items_of
-from f7tfs.cli.words import clock, human, reason, shown
+from f7tfs.cli.words import clock, human, lasting, reason, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,6 +114,10 @@ def _show_one(mount: mounts.Mount, status: mounts.Status) -> None:
     for name, value in rows:
         if value not in (None, ""):
             out.print(f"{name:12}{value}")
+    for one in status.get("renames") or []:
+        job = f", job {one['job']}" if one.get("job") else ""
+        since = lasting(time.time() - one["since"])
+        out.print(f"  renaming  {shown(one['name'])} → {shown(one['to'])}  (for {since}{job})")
     items = [item for item in items_of(status) if not item.get("junk")]
     items.sort(key=lambda item: item.get("state") != "stuck")
     for item in items[:_SHOWN]:

@@ -27,7 +27,17 @@ SPAN = 5  # looks that a rate is taken over
 FRAME = 3  # lines around the rows: the headings, what is left out, the cursor's
 _HEADINGS = ("", "STATE", "SIZE", "DONE", "RATE", "LEFT", "FILE")
 # What is under way comes first, then what needs somebody, then what waits.
-_ORDER = ("downloading", "staging", "waiting", "uploading", "stuck", "pending", "held", "dirty")
+_ORDER = (
+    "downloading",
+    "staging",
+    "waiting",
+    "uploading",
+    "renaming",
+    "stuck",
+    "pending",
+    "held",
+    "dirty",
+)
 
 
 @click.command("top")
@@ -114,7 +124,8 @@ class Meter:
 
 
 class Transfer(NamedTuple):
-    """A download, or a file that is not on the cluster yet. `about`: why it waits."""
+    """A download, or what is not on the cluster yet: a file, a removal, a rename.
+    `about`: why it waits."""
 
     arrow: str
     state: str
@@ -154,6 +165,17 @@ def transfers_of(status: mounts.Status) -> list[Transfer]:
     ]
     removals = (status.get("removals") or {}).get("items")
     found += [Transfer("✗", "removal", 0, 0, str(one.get("name"))) for one in _dicts(removals)]
+    found += [
+        Transfer(
+            "→",
+            "renaming",
+            0,
+            0,
+            f"{one.get('name')} → {one.get('to')}",
+            f"job {one['job']}" if one.get("job") else "",
+        )
+        for one in _dicts(status.get("renames"))
+    ]
     return sorted(found, key=lambda one: (_rank(one.state), one.name))
 
 

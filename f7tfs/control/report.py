@@ -15,6 +15,7 @@ from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.model import RemotePath
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.removal import Removals
+from f7tfs.transfers.renames import Renames, job_of
 from f7tfs.transfers.submit import Submissions
 from f7tfs.tree.readers import Readers, Tally
 
@@ -32,6 +33,7 @@ class Report:
         cache: Cache,
         downloads: Downloads,
         removals: Removals,
+        renames: Renames,
         submissions: Submissions,
         calls: Callable[[], Mapping[str, int]],
         offline: Callable[[], tuple[float | None, str]],
@@ -47,6 +49,7 @@ class Report:
         self._cache = cache
         self._downloads = downloads
         self._removals = removals
+        self._renames = renames
         self._submissions = submissions
         self._calls = calls
 
@@ -59,6 +62,7 @@ class Report:
             "offline": None if since is None else {"since": since, "reason": reason},
             "uploads": self._uploads(),
             "removals": self._removals_left(),
+            "renames": self._renames_unsettled(),
             "set_aside": [str(place) for place in self._spool.set_aside()],
             "transfers": self.transfers(),
             "jobs": self._jobs(),
@@ -126,6 +130,19 @@ class Report:
         ]
         return {"pending": len(items), "items": items}
 
+    def _renames_unsettled(self) -> list[dict[str, Any]]:
+        """`job`: the number of the job that does it, "" without one."""
+        return [
+            {
+                "path": one.source,
+                "name": self._below(one.source),
+                "to": self._below(one.target),
+                "since": one.since,
+                "job": job_of(one),
+            }
+            for one in self._renames.unsettled()
+        ]
+
     def transfers(self) -> list[dict[str, Any]]:
         return [
             {
@@ -162,6 +179,7 @@ class Report:
             f"uploads: {uploads['pending']} pending ({uploads['bytes']} bytes),"
             f" {uploads['stuck']} stuck, {uploads['held']} held, {uploads['open']} open",
             f"removals: {report['removals']['pending']} pending",
+            *(_renaming_line(one) for one in report["renames"]),
             *(f"set aside: {place}" for place in report["set_aside"]),
             f"downloads: {len(report['transfers'])} under way",
             f"cache: {report['cache']['files']} files, {report['cache']['bytes']} bytes",
@@ -207,6 +225,11 @@ class Report:
                 count = getattr(tally, what.name)
                 lines.append(f'f7tfs_reader_{what.name}_total{{process="{label}"}} {count}')
         return "\n".join(lines) + "\n"
+
+
+def _renaming_line(one: Mapping[str, Any]) -> str:
+    by = f" by job {one['job']}" if one["job"] else ""
+    return f"renaming: {one['path']} to {one['to']}{by}"
 
 
 def _offline_line(offline: Mapping[str, Any] | None) -> list[str]:

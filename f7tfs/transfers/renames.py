@@ -65,6 +65,11 @@ class Begun(msgspec.Struct, frozen=True):
     there: Stat | None
 
 
+def job_of(record: RenameRecord) -> str:
+    """The number of the job that carries it out, "" without one."""
+    return msgspec.json.decode(record.ticket, type=Ticket).task_id if record.ticket else ""
+
+
 class Renames:
     """Every method leaves the catalog telling what is there now.
 
