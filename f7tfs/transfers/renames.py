@@ -53,6 +53,7 @@ from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.workplace import Workplace, archive_of_links
 
 log = logging.getLogger("f7tfs.namespace")
+OVER = {Phase.DONE, Phase.FAILED, Phase.WITHDRAWN}
 Waiting = Callable[[], AbstractContextManager[None]]
 
 
@@ -390,16 +391,17 @@ class Renames:
             raise kind_of(words)(f"moving {source}: {words}")
 
     async def _end_job(self, ticket: Ticket) -> None:
-        await self._cluster.withdraw(ticket)
         with contextlib.suppress(NotFound):  # the scheduler has forgotten it
-            await self._follow(ticket)
+            if (await self._cluster.progress(ticket)).phase not in OVER:
+                await self._cluster.withdraw(ticket)
+                await self._follow(ticket)
         await self._workplace.remove_traces(ticket)
 
     async def _follow(self, ticket: Ticket) -> Progress:
         return await follow(
             self._cluster,
             ticket,
-            lambda now: now.phase in {Phase.DONE, Phase.FAILED, Phase.WITHDRAWN},
+            lambda now: now.phase in OVER,
             stall_timeout=self._stall_timeout,
         )
 
