@@ -142,3 +142,32 @@ def test_sigterm_ends_well(disk: Path, mount: Mount, far: Any, unwritten: Path) 
     mount.start()
     (left,) = (disk / "state").glob("*/*/spool/unclosed/*")
     assert left.read_bytes() == CONTENT
+
+
+def test_a_rename_that_is_found_out_while_the_disk_is_full(
+    place: Place, disk: Path, mount: Mount, far: Any
+) -> None:
+    """What a lost rename moved is followed again and again, until the journal takes it; the file
+    that was moved is not taken for one that was replaced."""
+    simulator = place.simulator
+    assert simulator is not None
+    mount.announce("not known", "EIO", "EHOSTUNREACH", "offline", "takes no more records", "ENOSPC")
+    far.write("file", b"old")
+    far.age("file")
+    mount.call((mount.path / "file").write_bytes, CONTENT)
+    looks = {"match": "GET /utilities/stat", "where": "moved", "skip": 1, "times": None}
+    simulator.faults(
+        [
+            {"match": "PUT /utilities/rename", "times": 1, "action": {"drop": "after"}},
+            {**looks, "action": {"drop": "before"}},
+        ]
+    )
+    with pytest.raises(OSError):
+        mount.call(os.rename, mount.path / "file", mount.path / "moved", deadline=90)
+    fill(disk)
+    simulator.clear_faults()
+    wait_until(lambda: mount.log().count("after all") > 1, "one more try", 30)
+    (disk / "filler").unlink()
+    mount.sync()
+    assert far.names() == {"moved"}
+    assert far.read("moved") == CONTENT

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import pytest
@@ -209,12 +211,76 @@ def test_a_lost_outcome_is_found_out_by_the_running_daemon(lost: Lost) -> None:
     assert lost.far.read("moved/stays") == b"new"
 
 
-def test_a_name_whose_rename_is_not_known(lost: Lost) -> None:
-    """Another rename of it waits, and is refused: it would hide what became of the first one."""
-    mount = lost.mount
-    refused(errno.EBUSY, os.rename, mount.path / "dir/stays", mount.path / "other")
+def test_names_whose_rename_is_not_known(lost: Lost) -> None:
+    """Nothing is made, removed or renamed there: it would be lost with what became of the rename.
+    Elsewhere all goes on, also removals that wait for an upload."""
+    mount, names = lost.mount, lost.mount.path / "dir"
+    attempts: list[tuple[Any, ...]] = [
+        (os.rename, names / "stays", mount.path / "other"),
+        (os.unlink, names / "dirty"),
+        (os.mkdir, names / "new"),
+        ((names / "created").write_bytes, b"x"),
+    ]
+    with ThreadPoolExecutor(len(attempts)) as threads:
+        for refusal in [threads.submit(refused, errno.EBUSY, *one) for one in attempts]:
+            refusal.result(60)
+    for name in ("elsewhere", "pending"):
+        mount.call((mount.path / name).write_bytes, b"x")
+    mount.call(os.unlink, mount.path / "elsewhere")
     lost.simulator.clear_faults()
+    mount.sync()
+    mount.call(os.unlink, mount.path / "pending")
     lost.is_moved()
+
+
+def test_a_look_that_fails_does_not_make_a_rename_fail(own_simulator: Callable[..., Place]) -> None:
+    """The cluster has renamed, and the server fails at the stat afterwards: what is dirty below
+    goes along, and what was removed stays removed."""
+    place = own_simulator()
+    far, simulator = sides_of(place)
+    far.mkdir("dir")
+    far.write("dir/gone", b"old")
+    with place.mount(place.directory, writeback_delay=30) as mount:
+        mount.start()
+        mount.announce("not known", "EIO")
+        mount.call((mount.path / "dir/dirty").write_bytes, b"dirty")
+        mount.call(os.unlink, mount.path / "dir/gone")
+        fault = {**Lost.away, "skip": 1, "times": 1, "action": {"status": 500}}
+        (ident,) = simulator.faults([fault])
+        with contextlib.suppress(OSError):
+            mount.call(os.rename, mount.path / "dir", mount.path / "moved")
+        assert simulator.fired().get(ident)
+        mount.sync()
+        assert far.names() == {"moved"}
+        assert far.names("moved") == {"dirty"}
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["as it was", "written since"])
+def test_what_a_lost_rename_replaced(own_simulator: Callable[..., Place], is_written: bool) -> None:
+    """A dirty file that was renamed over does not come back; what was written to it after the
+    rename had failed was acknowledged, and stays beside."""
+    place = own_simulator()
+    far, simulator = sides_of(place)
+    far.write("file", b"from file")
+    far.write("moved", b"old")
+    with place.mount(place.directory, writeback_delay=1, patience=1) as mount:
+        mount.start()
+        mount.announce("EHOSTUNREACH", "EIO", "offline", "not known", "written after it was")
+        file = mount.call(os.open, mount.path / "moved", os.O_WRONLY | os.O_TRUNC)
+        mount.call(os.write, file, b"replaced")
+        mount.call(os.fsync, file)
+        rename = {"match": "PUT /utilities/rename", "times": 1, "action": {"drop": "after"}}
+        simulator.faults([rename, {**Lost.away, "skip": 1}])
+        with pytest.raises(OSError):
+            mount.call(os.rename, mount.path / "file", mount.path / "moved", deadline=60)
+        if is_written:
+            mount.call(os.write, file, b", and more")
+        mount.call(os.close, file)
+        simulator.clear_faults()
+        mount.sync()
+        assert far.read("moved") == b"from file"
+        besides = far.names() - {"moved"}
+        assert [far.read(one) for one in besides] == ([b"replaced, and more"] * is_written)
 
 
 def test_a_lost_outcome_is_found_out_by_the_next_start(lost: Lost) -> None:

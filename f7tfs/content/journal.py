@@ -98,7 +98,8 @@ class RemovalRecord(Record, frozen=True):
 class RenameRecord(Record, frozen=True):
     """A rename on the cluster that dirty files have to follow, or that is more than one call:
     written before it begins (`since`, epoch seconds), ended with what it changes here. `ino` and
-    `dev` of what is moved; `ticket` (JSON) of the job that does it, "" without one."""
+    `dev` of what is moved; `ticket` (JSON) of the job that does it, and `replaced` the id of the
+    dirty file that it replaces, "" without one."""
 
     kind = "rename"
     source: str
@@ -107,6 +108,7 @@ class RenameRecord(Record, frozen=True):
     dev: int
     since: float = 0.0
     ticket: str = ""
+    replaced: str = ""
 
 
 class AliasRecord(Record, frozen=True):

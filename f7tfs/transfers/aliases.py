@@ -220,7 +220,10 @@ class Aliases:
             now = trio.current_time()
             for record in list(self._by_alias.values()):
                 if self._due[record.id] <= now:
-                    await self._try(record)
+                    if self._renames.is_settled(RemotePath(record.source)):
+                        await self._try(record)
+                    else:
+                        self._due[record.id] = now + HOLD
             with trio.move_on_at(min(self._due.values(), default=float("inf"))):
                 await self._wake.wait()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 import trio
@@ -150,12 +150,11 @@ class Removals:
         self._records[path] = record
         self._wake.set()
 
-    async def exhume(self, path: RemotePath, *, before: float = float("inf")) -> Fingerprint | None:
+    async def exhume(self, path: RemotePath) -> Fingerprint | None:
         """A new file takes the place of a buried one: it replaces the old content by itself, so
-        the tombstone ends, and what it stood for becomes the new file's base. Not of one that was
-        buried only after `before` (epoch seconds)."""
+        the tombstone ends, and what it stood for becomes the new file's base."""
         record = self._records.get(path)
-        if record is None or record.is_directory or record.created > before:
+        if record is None or record.is_directory:
             return None
         await self._end(record)
         return record.fingerprint
@@ -221,18 +220,15 @@ class Removals:
         none at its names from then on."""
         return self._turn
 
-    async def retarget(self, source: RemotePath, target: RemotePath, *, before: float) -> None:
-        """A directory was renamed on the cluster: what was buried below it `before` that (epoch
-        seconds) went along. The caller has it unsettled."""
-        moved = [one for one in self.within(source) if one.created <= before]
-        changed = [
-            msgspec.structs.replace(one, path=target + one.path[len(source) :]) for one in moved
-        ]
-        for old, new in zip(moved, changed, strict=True):
+    async def retarget(self, source: RemotePath, target: RemotePath) -> None:
+        """A directory was renamed on the cluster: what is buried below it went along. The caller
+        has it unsettled, and may ask again where the journal did not take it."""
+        for old in list(self.within(source)):
             del self._records[RemotePath(old.path)]
+            new = msgspec.structs.replace(old, path=target + old.path[len(source) :])
             self._records[RemotePath(new.path)] = new
-        if changed:
-            await self._journal.write(*changed)
+        if moved := list(self.within(target)):
+            await self._journal.write(*moved)
 
     async def run(self) -> None:
         """Carry out tombstones in their order, for ever."""
@@ -241,8 +237,9 @@ class Removals:
             await self._breaker.back()
             self._wake = trio.Event()
             pending = sorted(self._records.values(), key=lambda one: one.sequence)
+            settled = [one for one in pending if self._renames.is_settled(RemotePath(one.path))]
             failed = False
-            for record in pending:
+            for record in settled:
                 try:
                     await self._execute(record)
                 except F7tfsError as error:
@@ -255,8 +252,21 @@ class Removals:
                 pause = min(2 * pause, 60.0)
             else:
                 pause = 1.0
-                if not self._records:
+                if not settled and self._records:
+                    await self._something_new()
+                elif not self._records:
                     await self._wake.wait()
+
+    async def _something_new(self) -> None:
+        """Another tombstone, or one more rename that is settled."""
+        async with trio.open_nursery() as nursery:
+
+            async def end_with(wait: Callable[[], Awaitable[None]]) -> None:
+                await wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(end_with, self._wake.wait)
+            nursery.start_soon(end_with, self._renames.one_more_settled)
 
     async def _execute(self, record: RemovalRecord) -> None:
         await self._uploads.settled(self._waits_for(record))

@@ -20,6 +20,7 @@ from f7tfs.api.port import Cluster, Phase, Progress, Route, Ticket
 from f7tfs.catalog import Catalog
 from f7tfs.content.journal import Journal, LitterRecord, RenameRecord
 from f7tfs.errors import (
+    Busy,
     CrossDevice,
     Exists,
     F7tfsError,
@@ -66,6 +67,13 @@ class Begun(msgspec.Struct, frozen=True):
     there: Stat | None
 
 
+def _concerns(record: RenameRecord, path: RemotePath) -> bool:
+    return any(
+        is_within(path, RemotePath(name)) or is_within(RemotePath(name), path)
+        for name in (record.source, record.target)
+    )
+
+
 def job_of(record: RenameRecord) -> str:
     """The number of the job that carries it out, "" without one."""
     return msgspec.json.decode(record.ticket, type=Ticket).task_id if record.ticket else ""
@@ -76,8 +84,8 @@ class Renames:
 
     A rename that the user asked for is unsettled while it is under way, and after it if its
     outcome was lost: until the caller had `finish` find out. Nothing that waits in the background
-    is sent to such names. Where something here has to change with it, or it takes more than one
-    call, it is in the journal meanwhile."""
+    is sent to such names, and once it is lost, nothing is made, removed or renamed there. Where
+    something here has to change with it, or it takes more than one call, it is in the journal."""
 
     def __init__(
         self,
@@ -101,6 +109,7 @@ class Renames:
         self._settled = trio.Event()  # replaced whenever a record ends
         self._records = {RemotePath(one.source): one for one in journal.load(RenameRecord)}
         self._journaled = set(self._records)
+        self._lost: set[RemotePath] = set()  # sources of those that are not under way any more
 
     async def begin(
         self,
@@ -110,11 +119,13 @@ class Renames:
         replace: bool = True,
         buried: Fingerprint | None = None,
         followers: bool = False,
+        replaced: str = "",
     ) -> Begun | None:
         """Look before a rename(2), and make way for it; None where nothing is to be done. From now
         on it is unsettled, until `followed`. `buried`: of the file at the target that is removed
         here already; it is no reason for Exists. `followers`: what is here has to change with it,
-        also if the daemon is killed."""
+        also if the daemon is killed; `replaced`: the id of the dirty file at the target. Raises
+        Busy where another one of these names is unsettled."""
         await self.require_names(source, target)
         moved = await self._catalog.stat(source)
         self._require_movable(source, target, moved)
@@ -135,12 +146,24 @@ class Renames:
             if device != moved.dev:
                 raise CrossDevice(f"{source} and {target} are on different devices")
         record = RenameRecord(
-            id=source, source=source, target=target, ino=moved.ino, dev=moved.dev, since=time.time()
+            id=source,
+            source=source,
+            target=target,
+            ino=moved.ino,
+            dev=moved.dev,
+            since=time.time(),
+            replaced=replaced,
         )
-        if followers or not self._cluster.capabilities.renames:
-            await self._journal.write(record)
-            self._journaled.add(source)
+        if not self.is_settled(source) or not self.is_settled(target):
+            raise Busy(f"{source} or {target} is just being renamed")
         self._records[source] = record
+        if followers or not self._cluster.capabilities.renames:
+            self._journaled.add(source)
+            try:
+                await self._journal.write(record)
+            except BaseException:
+                self._ended(source)
+                raise
         return Begun(source, target, moved, there)
 
     async def carry_out(self, begun: Begun, waiting: Waiting) -> Stat:
@@ -151,9 +174,19 @@ class Renames:
                 begun.source, begun.target, begun.moved, begun.there, waiting
             )
         except F7tfsError as error:
-            if not error.transient and not isinstance(error, Interrupted):
+            is_known = not error.transient and not isinstance(error, Interrupted)
+            if is_known and not await self._may_have(begun):
                 await self.followed(begun.source)
-            raise  # else it may have happened: also where only the look afterwards failed
+            raise
+
+    async def _may_have(self, begun: Begun) -> bool:
+        """Whether it may have happened although it failed: a call or a job before the one that was
+        refused, or the look afterwards."""
+        try:
+            there = await self._namespace.find(begun.target)
+        except F7tfsError:
+            return True
+        return there is not None and (there.ino, there.dev) == (begun.moved.ino, begun.moved.dev)
 
     async def require_names(self, *paths: RemotePath) -> None:
         """EINVAL before anything is sent (`Namespace.require_name`)."""
@@ -164,8 +197,12 @@ class Renames:
         """A rename of this name did not happen, or what depended on it has its own records now."""
         if source in self._journaled:
             await self._journal.write(drop=((RenameRecord, source),))
-            self._journaled.discard(source)
+        self._journal.once_durable(lambda: self._ended(source))
+
+    def _ended(self, source: RemotePath) -> None:
         self._records.pop(source, None)
+        self._journaled.discard(source)
+        self._lost.discard(source)
         event, self._settled = self._settled, trio.Event()
         event.set()
 
@@ -173,17 +210,27 @@ class Renames:
         """Renames that are under way, or of which nobody knows whether they went through."""
         return list(self._records.values())
 
+    def lose(self, source: RemotePath) -> RenameRecord | None:
+        """A rename is not under way any more: what is still unsettled of it."""
+        if source in self._records:
+            self._lost.add(source)
+        return self._records.get(source)
+
     def is_settled(self, path: RemotePath) -> bool:
         """Whether no unsettled rename concerns this name, or what is above or below."""
-        return not any(
-            is_within(path, RemotePath(name)) or is_within(RemotePath(name), path)
-            for record in self._records.values()
-            for name in (record.source, record.target)
-        )
+        return not any(_concerns(one, path) for one in self._records.values())
 
     async def settled(self, *paths: RemotePath) -> None:
         while not all(map(self.is_settled, paths)):
             await self._settled.wait()
+
+    async def not_lost(self, path: RemotePath) -> None:
+        """Wait until what became of the renames that concern this name is known."""
+        while any(_concerns(self._records[one], path) for one in self._lost):
+            await self._settled.wait()
+
+    async def one_more_settled(self) -> None:
+        await self._settled.wait()
 
     async def finish(self, record: RenameRecord) -> Stat | None:
         """What became of a rename whose outcome was lost: the target if it went through, None if
@@ -233,12 +280,18 @@ class Renames:
         """The rename itself, of the inode `moved`, onto what was seen `there` (no directory), and
         the look afterwards."""
         after: Stat | None = None
+        since = time.time()
+
+        def is_it(stat: Stat | None) -> bool:
+            return stat is not None and stat.ino == moved.ino
+
         try:
             after = await self._move(source, target, moved, there, waiting)
         except OutcomeUnknown as unknown:
             try:
-                now = await self._namespace.find(target)
-                is_moved = now is not None and now.ino == moved.ino
+                # A late call after the second one would move what is new at the source by then.
+                await self._namespace.outwait(target, is_it, since=since)
+                is_moved = is_it(await self._namespace.find(target))
                 left = None if is_moved else await self._namespace.find(source)
             except F7tfsError as error:
                 raise unknown from error  # still
@@ -248,7 +301,10 @@ class Renames:
                     raise
                 after = await self._move(source, target, moved, there, waiting)
         if after is None:
-            after = await self._catalog.stat(target)
+            try:
+                after = await self._catalog.stat(target)
+            except F7tfsError as error:
+                raise OutcomeUnknown(f"{source} was renamed, but {target}: {error}") from error
         self._namespace.forget_sample(source)
         self._namespace.forget_sample(target)
         self._catalog.rename(source, target, self._catalog.attributes_of(after))

@@ -155,7 +155,7 @@ class RemoteWing(Wing):
     ) -> Look:
         path = join(self.path(parent), name)
         await self._namespace.require_name(path)
-        await self._require_writable(parent)
+        await self._require_writable(parent, path)
         existing: Attributes | SpoolEntry | None = self._floors.spool.at(path)
         if existing is None and not self._overlay.hides(path):
             existing = await self._existing(path, flags)
@@ -198,8 +198,9 @@ class RemoteWing(Wing):
             if of_aliases:
                 await self._aliases.settle(path)
 
-    async def _require_writable(self, directory: Node) -> Attributes:
-        """Before a name in a directory is made, removed or changed."""
+    async def _require_writable(self, directory: Node, name: RemotePath) -> Attributes:
+        """Before `name` in a directory is made, removed or changed."""
+        await self._renaming.require_known(name)
         path = self.path(directory)
         if self._catalog.is_signpost(path):  # also to root
             raise PermissionDenied(f"{path} only leads to the file systems of the cluster")
@@ -209,7 +210,7 @@ class RemoteWing(Wing):
         return attributes
 
     async def _require_removable(self, directory: Node, path: RemotePath) -> None:
-        attributes = await self._require_writable(directory)
+        attributes = await self._require_writable(directory, path)
         entry = self._floors.spool.at(path)
         if entry is None or entry.base is not None:
             there = self._catalog.peek(path)
@@ -221,7 +222,7 @@ class RemoteWing(Wing):
         path = join(self.path(parent), name)
         if self._floors.spool.at(path) is not None:
             raise Exists(path)
-        await self._require_writable(parent)
+        await self._require_writable(parent, path)
         await self._clear(path)
         return self._looks.of(path, await self._namespace.make_directory(path, permissions))
 
@@ -229,7 +230,7 @@ class RemoteWing(Wing):
         path = join(self.path(parent), name)
         if self._floors.spool.at(path) is not None:
             raise Exists(path)
-        await self._require_writable(parent)
+        await self._require_writable(parent, path)
         await self._clear(path)
         return self._looks.of(path, await self._namespace.symlink(target, path))
 
@@ -239,7 +240,7 @@ class RemoteWing(Wing):
             raise NotPermitted("only regular files can have hard links")
         if self._floors.spool.at(target) is not None:
             raise Exists(target)
-        await self._require_writable(new_parent)
+        await self._require_writable(new_parent, target)
         await self._clear(target)
         await self._aliases.settle(source)
         entry = await self._renaming.link(source, target)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 
 import trio
 
@@ -24,10 +24,13 @@ from f7tfs.errors import (
     NotADirectory,
     NotEmpty,
     NotFound,
+    NotPermitted,
+    PermissionDenied,
 )
 from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, Identity, RemotePath, Stat, is_within
 from f7tfs.transfers.aliases import Aliases, is_backup, is_plain
+from f7tfs.transfers.namespace import conflict_name
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.renames import Renames
 from f7tfs.transfers.workplace import Workplace
@@ -192,7 +195,7 @@ class Renaming:
         if is_within(target, source):
             raise InvalidArgument(f"{source} cannot become a part of itself")
         await self._renames.require_names(source, target)
-        await self._require_settled(source, target)
+        await self._in_time(self._renames.settled(source, target), source)
         spool = self._floors.spool
         if spool.at(source) is None and (
             self._removals.hides(source) or self._aliases.hides(source)
@@ -238,12 +241,16 @@ class Renaming:
             else:
                 await self._rename_remote(source, target, replaced, replace=replace)
 
-    async def _require_settled(self, source: RemotePath, target: RemotePath) -> None:
-        """Raises Busy where it is not known what became of another rename of these names."""
+    async def require_known(self, path: RemotePath) -> None:
+        """Before something is made, removed or renamed at a name. Raises Busy where it is not known
+        what became of an earlier rename that concerns it."""
+        await self._in_time(self._renames.not_lost(path), path)
+
+    async def _in_time(self, wait: Awaitable[None], path: RemotePath) -> None:
         with self._floors.callers.interruptible(), trio.move_on_after(PATIENCE) as waited:
-            await self._renames.settled(source, target)
+            await wait
         if waited.cancelled_caught:
-            raise Busy(f"it is not known yet what became of an earlier rename of {source}")
+            raise Busy(f"it is not known yet what became of an earlier rename of {path}")
 
     async def _rename_to_backup(self, source: RemotePath, target: RemotePath) -> bool:
         """Of a file that the cluster has, to a backup name: only here, for as long as a new file
@@ -352,8 +359,10 @@ class Renaming:
         below = spool.within(source)
         is_buried = self._removals.hides(target) or any(self._removals.within(source))
         followers = bool(below) or replaced is not None or is_buried
-        for entry in below:
+        held = {one: one.version for one in [*below, *([replaced] if replaced else [])]}
+        for entry in held:
             entry.is_moving = True
+        has_begun = False
         try:
             async with self._floors.callers.turn(self._removals.steady()):
                 begun = await self._renames.begin(
@@ -362,21 +371,23 @@ class Renaming:
                     replace=replace,
                     buried=self._removals.fingerprint(target),
                     followers=followers,
+                    replaced=replaced.id if replaced is not None else "",
                 )
             if begun is None:
                 return
+            has_begun = True
             after = await self._renames.carry_out(begun, self._floors.callers.interruptible)
             reached("rename.moved")
             async with self._journal.together():
                 await self._follow(source, target, replaced, after)
                 await self._renames.followed(source)
         finally:
-            record = next((one for one in self._renames.unsettled() if one.source == source), None)
+            record = self._renames.lose(source) if has_begun else None
             if record is None:
-                self._go_on(below)
+                self._go_on(held)
             else:
                 log.warning("it is not known whether %s was renamed; it is found out", source)
-                uploads.later(self._settle_later, record)
+                uploads.later(self._settle_later, record, held)
 
     def _go_on(self, entries: Iterable[SpoolEntry]) -> None:
         for entry in entries:
@@ -389,17 +400,14 @@ class Renaming:
         target: RemotePath,
         replaced: SpoolEntry | None,
         after: Stat,
-        *,
-        before: float = float("inf"),
     ) -> None:
-        """The cluster has renamed it: everything here that is known by the old name, and was
-        `before` that (epoch seconds)."""
+        """The cluster has renamed it: everything here that is known by the old name."""
         spool, uploads = self._floors.spool, self._floors.uploads
-        await self._removals.exhume(target, before=before)  # what was buried there is replaced
-        await self._removals.retarget(source, target, before=before)
-        if replaced is not None and replaced.created <= before:
+        await self._removals.exhume(target)  # what was buried there is replaced
+        await self._removals.retarget(source, target)
+        if replaced is not None:
             await self._displace(replaced, target)
-        for entry in [one for one in spool.within(source) if one.created <= before]:
+        for entry in spool.within(source):
             if entry.temporary is not None and is_within(entry.temporary, source):
                 # The temporary moved with its directory; what is under way goes to the old place.
                 entry.version += 1
@@ -421,40 +429,66 @@ class Renaming:
         through here. Before any upload. Raises what keeps the cluster from being asked: uploads
         and removals would go to names that may be others' by now."""
         for record in self._renames.unsettled():
-            await self._settle(record)
+            try:
+                await self._settle(record)
+            except (PermissionDenied, NotADirectory, NotPermitted) as error:
+                log.warning("it is not known whether %s was renamed: %s", record.source, error)
+                await self._renames.followed(RemotePath(record.source))
 
-    async def _settle_later(self, record: RenameRecord) -> None:
+    async def _settle_later(self, record: RenameRecord, held: dict[SpoolEntry, int]) -> None:
         caller_pid.set(0)  # whoever asked for it has its answer
         pause = 1.0
         while True:
             try:
-                await self._settle(record)
-            except F7tfsError as error:
+                await self._settle(record, held)
+            except (F7tfsError, OSError) as error:
                 log.info("it is not known yet whether %s was renamed: %s", record.source, error)
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
+                self._go_on(held)
                 return
 
-    async def _settle(self, record: RenameRecord) -> None:
-        """Find out what became of a rename, and follow it."""
+    async def _settle(
+        self, record: RenameRecord, held: Mapping[SpoolEntry, int] | None = None
+    ) -> None:
+        """Find out what became of a rename, and follow it; again and again, until the journal has
+        it. `held`: what was dirty there when it began, and in which version."""
         source, target = RemotePath(record.source), RemotePath(record.target)
         spool = self._floors.spool
         async with contextlib.AsyncExitStack() as turns:
-            below = {*spool.within(source), *spool.within(target)}
+            below = {*spool.within(source), *spool.within(target), *(held or ())}
             for entry in sorted(below, key=lambda one: one.path):
                 await turns.enter_async_context(entry.turn)
-            try:
-                after = await self._renames.finish(record)
-            except F7tfsError as error:
-                if error.transient:
-                    raise
-                log.warning("it is not known whether %s was renamed: %s", source, error)
-                after = None
+            after = await self._renames.finish(record)
             async with self._journal.together():
                 if after is not None:
                     log.info("%s was renamed to %s after all", source, target)
-                    before = record.since or float("inf")
-                    await self._follow(source, target, spool.at(target), after, before=before)
+                    replaced = await self._replaced(record, held)
+                    await self._follow(source, target, replaced, after)
+                    for entry in spool.within(target):  # which the journal did not take before
+                        if entry.journaled:
+                            await spool.commit(entry)
                 await self._renames.followed(source)
-            self._go_on(below)
+
+    async def _replaced(
+        self, record: RenameRecord, held: Mapping[SpoolEntry, int] | None
+    ) -> SpoolEntry | None:
+        """The dirty file that the rename replaced. What was written to it since then stays, beside
+        its name."""
+        target = RemotePath(record.target)
+        entry = self._floors.spool.at(target)
+        if entry is None or entry.id != record.replaced:
+            return None
+        if held is not None:
+            is_written = held.get(entry) != entry.version
+        else:
+            is_written = entry.mtime_ns > record.since * 1e9
+        if not is_written:
+            return entry
+        beside = conflict_name(target, self._floors.hostname)
+        log.warning("%s was written after it was replaced; that is %s", target, beside)
+        self._floors.spool.retarget(entry, beside, target)
+        entry.base = None
+        await self._renamed(entry)
+        return None
