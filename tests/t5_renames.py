@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 from conftest import Place
-from mounting import Mount, MountFailed
+from mounting import Mount
 from sim_process import Simulator
 from t3_scenarios import refused
 from t5_conflicts import sides_of
@@ -255,43 +255,43 @@ def test_a_look_that_fails_does_not_make_a_rename_fail(own_simulator: Callable[.
         assert far.names("moved") == {"dirty"}
 
 
-@pytest.mark.parametrize("is_written", [False, True], ids=["as it was", "written since"])
-def test_what_a_lost_rename_replaced(own_simulator: Callable[..., Place], is_written: bool) -> None:
-    """A dirty file that was renamed over does not come back; what was written to it after the
+@pytest.mark.parametrize("when", ["dirty before", "written since", "opened since"])
+def test_what_a_lost_rename_replaced(own_simulator: Callable[..., Place], when: str) -> None:
+    """A dirty file that was renamed over does not come back; what was written there after the
     rename had failed was acknowledged, and stays beside."""
     place = own_simulator()
     far, simulator = sides_of(place)
-    far.write("file", b"from file")
-    far.write("moved", b"old")
+    for name in ("file", "moved"):
+        far.write(name, b"old")
+        far.age(name)
     with place.mount(place.directory, writeback_delay=1, patience=1) as mount:
         mount.start()
         mount.announce("EHOSTUNREACH", "EIO", "offline", "not known", "written after it was")
-        file = mount.call(os.open, mount.path / "moved", os.O_WRONLY | os.O_TRUNC)
-        mount.call(os.write, file, b"replaced")
-        mount.call(os.fsync, file)
+        if when == "opened since":
+            mount.call((mount.path / "moved").read_bytes)  # else it cannot be opened offline
+        else:
+            target = mount.call(os.open, mount.path / "moved", os.O_WRONLY | os.O_TRUNC)
+            mount.call(os.write, target, b"replaced")
+            mount.call(os.fsync, target)
+        mount.call((mount.path / "file").write_bytes, b"from file")
         rename = {"match": "PUT /utilities/rename", "times": 1, "action": {"drop": "after"}}
         simulator.faults([rename, {**Lost.away, "skip": 1}])
         with pytest.raises(OSError):
             mount.call(os.rename, mount.path / "file", mount.path / "moved", deadline=60)
-        if is_written:
-            mount.call(os.write, file, b", and more")
-        mount.call(os.close, file)
+        if when == "opened since":
+            target = mount.call(os.open, mount.path / "moved", os.O_WRONLY | os.O_TRUNC)
+        if when != "dirty before":
+            mount.call(os.write, target, b", and more")
+        mount.call(os.close, target)
         simulator.clear_faults()
         mount.sync()
         assert far.read("moved") == b"from file"
-        besides = far.names() - {"moved"}
-        assert [far.read(one) for one in besides] == ([b"replaced, and more"] * is_written)
-
-
-def test_a_lost_outcome_is_found_out_by_the_next_start(lost: Lost) -> None:
-    """The record of the rename outlasts a kill, and what was removed below the directory does not
-    come back under its new name. A start that cannot ask is none: uploads and removals would go to
-    names that may be another's."""
-    lost.mount.kill()
-    lost.simulator.clear_faults()
-    lost.simulator.faults([lost.away])
-    with pytest.raises(MountFailed):
-        lost.mount.start()
-    lost.simulator.clear_faults()
-    lost.mount.start()
-    lost.is_moved()
+        besides = [far.read(one) for one in far.names() - {"moved"}]
+        assert (
+            besides
+            == {
+                "dirty before": [],
+                "written since": [b"replaced, and more"],
+                "opened since": [b", and more"],
+            }[when]
+        )

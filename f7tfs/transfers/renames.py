@@ -154,7 +154,7 @@ class Renames:
             since=time.time(),
             replaced=replaced,
         )
-        if not self.is_settled(source) or not self.is_settled(target):
+        if not self.is_settled(source, target):
             raise Busy(f"{source} or {target} is just being renamed")
         self._records[source] = record
         if followers or not self._cluster.capabilities.renames:
@@ -216,21 +216,20 @@ class Renames:
             self._lost.add(source)
         return self._records.get(source)
 
-    def is_settled(self, path: RemotePath) -> bool:
-        """Whether no unsettled rename concerns this name, or what is above or below."""
-        return not any(_concerns(one, path) for one in self._records.values())
+    def is_settled(self, *paths: RemotePath) -> bool:
+        """Whether no unsettled rename concerns these names, or what is above or below."""
+        return not any(_concerns(one, path) for one in self._records.values() for path in paths)
 
-    async def settled(self, *paths: RemotePath) -> None:
-        while not all(map(self.is_settled, paths)):
-            await self._settled.wait()
-
-    async def not_lost(self, path: RemotePath) -> None:
-        """Wait until what became of the renames that concern this name is known."""
-        while any(_concerns(self._records[one], path) for one in self._lost):
-            await self._settled.wait()
+    def is_lost(self, path: RemotePath) -> bool:
+        """Whether it is not known what became of a rename that concerns this name."""
+        return any(_concerns(self._records[one], path) for one in self._lost)
 
     async def one_more_settled(self) -> None:
         await self._settled.wait()
+
+    async def settled(self, *paths: RemotePath) -> None:
+        while not self.is_settled(*paths):
+            await self._settled.wait()
 
     async def finish(self, record: RenameRecord) -> Stat | None:
         """What became of a rename whose outcome was lost: the target if it went through, None if

@@ -29,6 +29,7 @@ from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.renames import Renames
 from f7tfs.transfers.workplace import Workplace
+from f7tfs.tree.following import Following
 from f7tfs.tree.handles import Floors, RemoteHandle, Shared, truncate_path
 from f7tfs.tree.looks import Looks, shown_target
 from f7tfs.tree.nodes import Node
@@ -90,6 +91,16 @@ class RemoteWing(Wing):
             sniffing,
             path=self.path,
         )
+        self._following = Following(
+            self._overlay,
+            renames,
+            removals,
+            times,
+            floors,
+            workplace,
+            journal,
+            self._open,
+        )
         self._renaming = Renaming(
             self._overlay,
             renames,
@@ -97,15 +108,15 @@ class RemoteWing(Wing):
             aliases,
             times,
             floors,
-            workplace,
             journal,
             identity,
             self._open,
+            self._following,
         )
 
     async def resume(self) -> None:
         """What an earlier daemon began and could not end; before anything is sent."""
-        await self._renaming.resume()
+        await self._following.resume()
 
     # Where and what.
 
@@ -200,7 +211,7 @@ class RemoteWing(Wing):
 
     async def _require_writable(self, directory: Node, name: RemotePath) -> Attributes:
         """Before `name` in a directory is made, removed or changed."""
-        await self._renaming.require_known(name)
+        await self._following.require_known(name)
         path = self.path(directory)
         if self._catalog.is_signpost(path):  # also to root
             raise PermissionDenied(f"{path} only leads to the file systems of the cluster")
