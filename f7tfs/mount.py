@@ -56,6 +56,7 @@ from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.renames import Renames
 from f7tfs.transfers.submit import Submissions
+from f7tfs.transfers.unsettled import Unsettled
 from f7tfs.transfers.upload import Uploads
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors
@@ -272,12 +273,14 @@ async def _assemble(
     machine = f"{_journal_key(config, identity)}\n{config.hostname}"
     workplace = Workplace(cluster, catalog, journal, root=view.home, key=machine)
     namespace = Namespace(cluster, catalog, workplace, journal)
+    unsettled = Unsettled(journal)
     renames = Renames(
         cluster,
         catalog,
         namespace,
         workplace,
         journal,
+        unsettled,
         identity,
         stall_timeout=config.stall_timeout,
     )
@@ -295,6 +298,7 @@ async def _assemble(
     aliases = Aliases(
         namespace,
         renames,
+        unsettled,
         spool,
         cache,
         times,
@@ -325,6 +329,7 @@ async def _assemble(
         spool,
         attempts,
         Bulk(cluster, catalog, workplace, attempts, spool, journal, disk),
+        unsettled,
         nursery,
         breaker=cluster.breaker,
         delay=config.writeback_delay,
@@ -332,7 +337,7 @@ async def _assemble(
     )
     removals = Removals(
         namespace,
-        renames,
+        unsettled,
         aliases,
         catalog,
         spool,
@@ -364,6 +369,7 @@ async def _assemble(
         catalog,
         namespace,
         renames,
+        unsettled,
         removals,
         aliases,
         workplace,
@@ -393,7 +399,7 @@ async def _assemble(
         cache,
         downloads,
         removals,
-        renames,
+        unsettled,
         submissions,
         lambda: cluster.calls,
         lambda: (cluster.breaker.since, cluster.breaker.reason),

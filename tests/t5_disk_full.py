@@ -166,7 +166,7 @@ def test_a_rename_that_is_found_out_while_the_disk_is_full(
         mount.call(os.rename, mount.path / "file", mount.path / "moved", deadline=90)
     fill(disk)
     simulator.clear_faults()
-    wait_until(lambda: mount.log().count("after all") > 1, "one more try", 30)
+    wait_until(lambda: mount.log().count("not known yet") > 1, "one more try", 30)
     (disk / "filler").unlink()
     mount.sync()
     assert far.names() == {"moved"}

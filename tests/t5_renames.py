@@ -255,7 +255,9 @@ def test_a_look_that_fails_does_not_make_a_rename_fail(own_simulator: Callable[.
         assert far.names("moved") == {"dirty"}
 
 
-@pytest.mark.parametrize("when", ["dirty before", "written since", "opened since"])
+@pytest.mark.parametrize(
+    "when", ["dirty before", "written since", "opened since", "written, and a kill"]
+)
 def test_what_a_lost_rename_replaced(own_simulator: Callable[..., Place], when: str) -> None:
     """A dirty file that was renamed over does not come back; what was written there after the
     rename had failed was acknowledged, and stays beside."""
@@ -267,6 +269,7 @@ def test_what_a_lost_rename_replaced(own_simulator: Callable[..., Place], when: 
     with place.mount(place.directory, writeback_delay=1, patience=1) as mount:
         mount.start()
         mount.announce("EHOSTUNREACH", "EIO", "offline", "not known", "written after it was")
+        mount.announce("never closed")
         if when == "opened since":
             mount.call((mount.path / "moved").read_bytes)  # else it cannot be opened offline
         else:
@@ -283,7 +286,12 @@ def test_what_a_lost_rename_replaced(own_simulator: Callable[..., Place], when: 
         if when != "dirty before":
             mount.call(os.write, target, b", and more")
         mount.call(os.close, target)
+        if when == "written, and a kill":
+            mount.call(os.utime, mount.path / "moved", (1e9, 1e9))  # as cp -p does
+            mount.kill()
         simulator.clear_faults()
+        if when == "written, and a kill":
+            mount.start()
         mount.sync()
         assert far.read("moved") == b"from file"
         besides = [far.read(one) for one in far.names() - {"moved"}]
@@ -293,5 +301,34 @@ def test_what_a_lost_rename_replaced(own_simulator: Callable[..., Place], when: 
                 "dirty before": [],
                 "written since": [b"replaced, and more"],
                 "opened since": [b", and more"],
+                "written, and a kill": [b"replaced, and more"],
             }[when]
         )
+
+
+def test_what_is_written_to_the_target_waits_for_the_outcome(
+    own_simulator: Callable[..., Place],
+) -> None:
+    """`mv file target || cat new > target`, while the mv still waits its turn at the server: the
+    new content is not published under the name before that, or the late mv would take it away."""
+    place = own_simulator()
+    far, simulator = sides_of(place)
+    for name in ("file", "moved"):
+        far.write(name, b"old")
+        far.age(name)
+    options: dict[str, Any] = {"writeback_delay": 0.1, "patience": 0.3, "request_timeout": 1}
+    with place.mount(place.directory, **options) as mount:
+        mount.start()
+        mount.announce("EHOSTUNREACH", "EIO", "offline", "not known", "written after it was")
+        mount.announce("changed on the cluster", "the local version is", "ETIMEDOUT", "again in")
+        mount.call((mount.path / "moved").read_bytes)
+        late = {"match": "PUT /utilities/rename", "times": 1, "action": {"delay": 4.5}}
+        (ident, _) = simulator.faults([late, {**Lost.away, "skip": 1}])
+        with pytest.raises(OSError):
+            mount.call(os.rename, mount.path / "file", mount.path / "moved", deadline=60)
+        assert simulator.fired().get(ident)
+        simulator.clear_faults()
+        mount.call((mount.path / "moved").write_bytes, b"new")
+        wait_until(lambda: "file" not in far.names(), "the late mv")
+        mount.sync()
+        assert b"new" in [far.read(one) for one in far.names()]

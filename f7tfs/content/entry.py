@@ -75,7 +75,6 @@ class SpoolEntry:
         self.openers = 0  # open files (one for all handles of an inode)
         self.unflushed = 0  # bytes written since the disk was last told to begin with them
         self.replaced: tuple[str, ...] = ()  # tombstones that end with this file's first record
-        self.is_moving = False  # a directory above it is being renamed on the cluster
         self.is_running = False  # an attempt is under way or waits for its place
         self.users = 0  # whoever needs the descriptor: handles and transfers
         self.hold = False  # its name is a temporary one: it stays here until it is renamed

@@ -15,8 +15,8 @@ from f7tfs.content.spool import Spool, SpoolEntry, State
 from f7tfs.model import RemotePath
 from f7tfs.transfers.download import Downloads
 from f7tfs.transfers.removal import Removals
-from f7tfs.transfers.renames import Renames, job_of
 from f7tfs.transfers.submit import Submissions
+from f7tfs.transfers.unsettled import Unsettled, job_of
 from f7tfs.tree.readers import Readers, Tally
 
 _IN_LABELS = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})  # Prometheus's escapes
@@ -33,7 +33,7 @@ class Report:
         cache: Cache,
         downloads: Downloads,
         removals: Removals,
-        renames: Renames,
+        unsettled: Unsettled,
         submissions: Submissions,
         calls: Callable[[], Mapping[str, int]],
         offline: Callable[[], tuple[float | None, str]],
@@ -49,7 +49,7 @@ class Report:
         self._cache = cache
         self._downloads = downloads
         self._removals = removals
-        self._renames = renames
+        self._unsettled = unsettled
         self._submissions = submissions
         self._calls = calls
 
@@ -140,7 +140,7 @@ class Report:
                 "since": one.since,
                 "job": job_of(one),
             }
-            for one in self._renames.unsettled()
+            for one in self._unsettled
         ]
 
     def transfers(self) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from f7tfs.faultpoints import reached
 from f7tfs.model import Attributes, Kind, RemotePath, Stat, is_within, name_of, parent_of
 from f7tfs.transfers.namespace import Namespace, conflict_name
 from f7tfs.transfers.renames import Renames
+from f7tfs.transfers.unsettled import Unsettled
 
 log = logging.getLogger("f7tfs.namespace")
 HOLD = 10.0  # seconds in which a new file may take the place of the one that was renamed
@@ -64,6 +65,7 @@ class Aliases:
         self,
         namespace: Namespace,
         renames: Renames,
+        unsettled: Unsettled,
         spool: Spool,
         cache: Cache,
         times: Times,
@@ -74,6 +76,7 @@ class Aliases:
     ) -> None:
         self._namespace = namespace
         self._renames = renames
+        self._unsettled = unsettled
         self._spool = spool
         self._cache = cache
         self._times = times
@@ -147,7 +150,7 @@ class Aliases:
                 await self._settle(record)
 
     async def _settle(self, record: AliasRecord) -> None:
-        await self._renames.settled(RemotePath(record.source), RemotePath(record.id))
+        await self._unsettled.settled(RemotePath(record.source), RemotePath(record.id))
         entry = self._spool.at(RemotePath(record.source))
         if entry is None:
             await self.carry_out(record)
@@ -220,7 +223,7 @@ class Aliases:
             now = trio.current_time()
             for record in list(self._by_alias.values()):
                 if self._due[record.id] <= now:
-                    if self._renames.is_settled(RemotePath(record.source)):
+                    if self._unsettled.is_settled(RemotePath(record.source)):
                         await self._try(record)
                     else:
                         self._due[record.id] = now + HOLD

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import trio
@@ -24,7 +24,7 @@ from f7tfs.faultpoints import reached
 from f7tfs.model import Fingerprint, Kind, RemotePath, is_within, name_of, parent_of
 from f7tfs.transfers.aliases import Aliases
 from f7tfs.transfers.namespace import Namespace
-from f7tfs.transfers.renames import Renames
+from f7tfs.transfers.unsettled import Unsettled
 from f7tfs.transfers.upload import Uploads, may_pass
 
 log = logging.getLogger("f7tfs.removal")
@@ -34,7 +34,7 @@ class Removals:
     def __init__(
         self,
         namespace: Namespace,
-        renames: Renames,
+        unsettled: Unsettled,
         aliases: Aliases,
         catalog: Catalog,
         spool: Spool,
@@ -44,7 +44,7 @@ class Removals:
     ) -> None:
         self._breaker = breaker
         self._namespace = namespace
-        self._renames = renames
+        self._unsettled = unsettled
         self._aliases = aliases
         self._catalog = catalog
         self._spool = spool
@@ -235,9 +235,9 @@ class Removals:
         pause = 1.0
         while True:
             await self._breaker.back()
-            self._wake = trio.Event()
+            self._wake, change = trio.Event(), self._unsettled.change
             pending = sorted(self._records.values(), key=lambda one: one.sequence)
-            settled = [one for one in pending if self._renames.is_settled(RemotePath(one.path))]
+            settled = [one for one in pending if self._unsettled.is_settled(RemotePath(one.path))]
             failed = False
             for record in settled:
                 try:
@@ -253,20 +253,9 @@ class Removals:
             else:
                 pause = 1.0
                 if not settled and self._records:
-                    await self._something_new()
+                    await _either(self._wake, change)  # of them, or one more tombstone
                 elif not self._records:
                     await self._wake.wait()
-
-    async def _something_new(self) -> None:
-        """Another tombstone, or one more rename that is settled."""
-        async with trio.open_nursery() as nursery:
-
-            async def end_with(wait: Callable[[], Awaitable[None]]) -> None:
-                await wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(end_with, self._wake.wait)
-            nursery.start_soon(end_with, self._renames.one_more_settled)
 
     async def _execute(self, record: RemovalRecord) -> None:
         await self._uploads.settled(self._waits_for(record))
@@ -275,10 +264,10 @@ class Removals:
             if now is None:
                 return
             path = RemotePath(now.path)
-            if self._renames.is_settled(path):
+            if self._unsettled.is_settled(path):
                 await self._carry_out(now, path)
                 return
-        await self._renames.settled(path)
+        await self._unsettled.settled(path)
         await self._execute(now)
 
     async def _carry_out(self, now: RemovalRecord, path: RemotePath) -> None:
@@ -332,3 +321,14 @@ class Removals:
         self._catalog.forget(RemotePath(record.path))
         event, self._ended = self._ended, trio.Event()
         event.set()
+
+
+async def _either(*events: trio.Event) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def end_with(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(end_with, event)

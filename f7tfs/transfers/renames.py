@@ -14,13 +14,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import msgspec
-import trio
 
 from f7tfs.api.port import Cluster, Phase, Progress, Route, Ticket
 from f7tfs.catalog import Catalog
 from f7tfs.content.journal import Journal, LitterRecord, RenameRecord
 from f7tfs.errors import (
     Busy,
+    CommandTimeout,
     CrossDevice,
     Exists,
     F7tfsError,
@@ -43,7 +43,6 @@ from f7tfs.model import (
     Kind,
     RemotePath,
     Stat,
-    is_within,
     join,
     name_of,
     parent_of,
@@ -51,6 +50,7 @@ from f7tfs.model import (
 from f7tfs.transfers.follow import follow, kind_of
 from f7tfs.transfers.hardlinks import REFUSALS, HardLinks
 from f7tfs.transfers.namespace import Namespace
+from f7tfs.transfers.unsettled import Unsettled
 from f7tfs.transfers.workplace import Workplace, archive_of_links
 
 log = logging.getLogger("f7tfs.namespace")
@@ -67,25 +67,11 @@ class Begun(msgspec.Struct, frozen=True):
     there: Stat | None
 
 
-def _concerns(record: RenameRecord, path: RemotePath) -> bool:
-    return any(
-        is_within(path, RemotePath(name)) or is_within(RemotePath(name), path)
-        for name in (record.source, record.target)
-    )
-
-
-def job_of(record: RenameRecord) -> str:
-    """The number of the job that carries it out, "" without one."""
-    return msgspec.json.decode(record.ticket, type=Ticket).task_id if record.ticket else ""
-
-
 class Renames:
     """Every method leaves the catalog telling what is there now.
 
-    A rename that the user asked for is unsettled while it is under way, and after it if its
-    outcome was lost: until the caller had `finish` find out. Nothing that waits in the background
-    is sent to such names, and once it is lost, nothing is made, removed or renamed there. Where
-    something here has to change with it, or it takes more than one call, it is in the journal."""
+    What `begin` began is unsettled until the caller has ended it there: where its outcome was
+    lost, once `finish` has found out."""
 
     def __init__(
         self,
@@ -94,6 +80,7 @@ class Renames:
         namespace: Namespace,
         workplace: Workplace,
         journal: Journal,
+        unsettled: Unsettled,
         identity: Identity,
         *,
         stall_timeout: float,
@@ -106,10 +93,7 @@ class Renames:
         self._journal = journal
         self._stall_timeout = stall_timeout
         self._devices: dict[RemotePath, int] = {}
-        self._settled = trio.Event()  # replaced whenever a record ends
-        self._records = {RemotePath(one.source): one for one in journal.load(RenameRecord)}
-        self._journaled = set(self._records)
-        self._lost: set[RemotePath] = set()  # sources of those that are not under way any more
+        self._unsettled = unsettled
 
     async def begin(
         self,
@@ -122,11 +106,12 @@ class Renames:
         replaced: str = "",
     ) -> Begun | None:
         """Look before a rename(2), and make way for it; None where nothing is to be done. From now
-        on it is unsettled, until `followed`. `buried`: of the file at the target that is removed
+        on it is unsettled. `buried`: of the file at the target that is removed
         here already; it is no reason for Exists. `followers`: what is here has to change with it,
         also if the daemon is killed; `replaced`: the id of the dirty file at the target. Raises
         Busy where another one of these names is unsettled."""
         await self.require_names(source, target)
+        self._require_settled(source, target)
         moved = await self._catalog.stat(source)
         self._require_movable(source, target, moved)
         there = await self._namespace.find(target)
@@ -154,17 +139,14 @@ class Renames:
             since=time.time(),
             replaced=replaced,
         )
-        if not self.is_settled(source, target):
-            raise Busy(f"{source} or {target} is just being renamed")
-        self._records[source] = record
-        if followers or not self._cluster.capabilities.renames:
-            self._journaled.add(source)
-            try:
-                await self._journal.write(record)
-            except BaseException:
-                self._ended(source)
-                raise
+        self._require_settled(source, target)
+        is_journaled = followers or not self._cluster.capabilities.renames
+        await self._unsettled.add(record, is_journaled=is_journaled)
         return Begun(source, target, moved, there)
+
+    def _require_settled(self, source: RemotePath, target: RemotePath) -> None:
+        if not self._unsettled.is_settled(source, target):
+            raise Busy(f"{source} or {target} is just being renamed")
 
     async def carry_out(self, begun: Begun, waiting: Waiting) -> Stat:
         """The rename on top of `mv --force`: never into a directory, never across devices. Returns
@@ -176,7 +158,7 @@ class Renames:
         except F7tfsError as error:
             is_known = not error.transient and not isinstance(error, Interrupted)
             if is_known and not await self._may_have(begun):
-                await self.followed(begun.source)
+                await self._unsettled.end(begun.source)
             raise
 
     async def _may_have(self, begun: Begun) -> bool:
@@ -192,44 +174,6 @@ class Renames:
         """EINVAL before anything is sent (`Namespace.require_name`)."""
         for path in paths:
             await self._namespace.require_name(path)
-
-    async def followed(self, source: RemotePath) -> None:
-        """A rename of this name did not happen, or what depended on it has its own records now."""
-        if source in self._journaled:
-            await self._journal.write(drop=((RenameRecord, source),))
-        self._journal.once_durable(lambda: self._ended(source))
-
-    def _ended(self, source: RemotePath) -> None:
-        self._records.pop(source, None)
-        self._journaled.discard(source)
-        self._lost.discard(source)
-        event, self._settled = self._settled, trio.Event()
-        event.set()
-
-    def unsettled(self) -> list[RenameRecord]:
-        """Renames that are under way, or of which nobody knows whether they went through."""
-        return list(self._records.values())
-
-    def lose(self, source: RemotePath) -> RenameRecord | None:
-        """A rename is not under way any more: what is still unsettled of it."""
-        if source in self._records:
-            self._lost.add(source)
-        return self._records.get(source)
-
-    def is_settled(self, *paths: RemotePath) -> bool:
-        """Whether no unsettled rename concerns these names, or what is above or below."""
-        return not any(_concerns(one, path) for one in self._records.values() for path in paths)
-
-    def is_lost(self, path: RemotePath) -> bool:
-        """Whether it is not known what became of a rename that concerns this name."""
-        return any(_concerns(self._records[one], path) for one in self._lost)
-
-    async def one_more_settled(self) -> None:
-        await self._settled.wait()
-
-    async def settled(self, *paths: RemotePath) -> None:
-        while not self.is_settled(*paths):
-            await self._settled.wait()
 
     async def finish(self, record: RenameRecord) -> Stat | None:
         """What became of a rename whose outcome was lost: the target if it went through, None if
@@ -279,7 +223,6 @@ class Renames:
         """The rename itself, of the inode `moved`, onto what was seen `there` (no directory), and
         the look afterwards."""
         after: Stat | None = None
-        since = time.time()
 
         def is_it(stat: Stat | None) -> bool:
             return stat is not None and stat.ino == moved.ino
@@ -289,6 +232,7 @@ class Renames:
         except OutcomeUnknown as unknown:
             try:
                 # A late call after the second one would move what is new at the source by then.
+                since = 0.0 if isinstance(unknown, CommandTimeout) else time.time()
                 await self._namespace.outwait(target, is_it, since=since)
                 is_moved = is_it(await self._namespace.find(target))
                 left = None if is_moved else await self._namespace.find(source)
@@ -309,7 +253,11 @@ class Renames:
         self._catalog.rename(source, target, self._catalog.attributes_of(after))
         if after.ino != moved.ino and after.kind is Kind.DIRECTORY:
             # Somebody made a directory there in between, and mv moved into it.
-            await self._cluster.rename(join(target, name_of(source)), source)
+            inside = join(target, name_of(source))
+            if self._cluster.capabilities.renames:
+                await self._cluster.rename(inside, source)
+            else:
+                await self._move_by_job(inside, source, waiting)
             self._catalog.forget(source)
             raise IsADirectory(target)
         if after.ino != moved.ino:
@@ -334,7 +282,7 @@ class Renames:
             linked = await self._link(source, target, moved, there)
             if isinstance(linked, Stat):
                 reached("rename.linked")
-                await self._workplace.remove_own(source)
+                await self._unlink_source(source, target, there)
                 return msgspec.structs.replace(linked, nlink=linked.nlink - 1, ctime=None)
             failed = linked
             if onto_link:  # mv would follow it into a directory
@@ -349,6 +297,20 @@ class Renames:
         if wordless or isinstance(failed, (*REFUSALS, NotFound)):
             self._hard_links.refused(moved, source, target)
         return None
+
+    async def _unlink_source(
+        self, source: RemotePath, target: RemotePath, there: Stat | None
+    ) -> None:
+        """The second half of a rename by a link. Where it is refused, the first half is undone,
+        unless that had replaced something."""
+        try:
+            await self._workplace.remove_own(source)
+        except F7tfsError as error:
+            if not error.transient and there is None:
+                left, now = await self._namespace.find(source), await self._namespace.find(target)
+                if left is not None and now is not None and left.ino == now.ino:
+                    await self._workplace.remove_own(target)
+            raise
 
     def require_links(self, source: RemotePath, target: RemotePath) -> None:
         """NotPermitted where a hard link of this kind is known to be refused, without asking."""
@@ -428,10 +390,7 @@ class Renames:
         except OutcomeUnknown as error:
             raise JobUnknown(f"moving {source}: {error}") from error
         try:
-            if (record := self._records.get(source)) is not None:
-                text = msgspec.json.encode(ticket).decode()
-                self._records[source] = record = msgspec.structs.replace(record, ticket=text)
-                await self._journal.write(record)
+            await self._unsettled.goes_by(source, msgspec.json.encode(ticket).decode())
             reached("rename.submitted")
             with waiting():
                 progress = await self._follow(ticket)

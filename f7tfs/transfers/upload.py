@@ -30,6 +30,7 @@ from f7tfs.faultpoints import reached
 from f7tfs.model import RemotePath
 from f7tfs.transfers.attempt import Attempts, Superseded
 from f7tfs.transfers.bulk import FEW, Bulk
+from f7tfs.transfers.unsettled import Unsettled
 
 log = logging.getLogger("f7tfs.upload")
 LONGEST_PAUSE = 60.0
@@ -49,6 +50,7 @@ class Uploads:
         spool: Spool,
         attempts: Attempts,
         bulk: Bulk,
+        unsettled: Unsettled,
         nursery: trio.Nursery,
         *,
         breaker: Breaker,
@@ -59,6 +61,7 @@ class Uploads:
         self._spool = spool
         self._attempts = attempts
         self._bulk = bulk
+        self._unsettled = unsettled
         self._archives = 0  # on their way
         self._nursery = nursery
         self._delay = delay
@@ -268,7 +271,7 @@ class Uploads:
                 if (
                     entry.state not in {State.QUEUED, State.HELD}
                     or entry.is_running
-                    or entry.is_moving
+                    or not self._unsettled.is_settled(*entry.names)
                 ):
                     continue
                 if entry.state is State.QUEUED and self._bulk.fits(entry):
@@ -326,7 +329,8 @@ class Uploads:
             self._superseded(entry)
         except (F7tfsError, OSError) as error:
             # Written again, or a directory above it got another name while the call was under way.
-            if entry.version != version or entry.path != path or entry.is_moving:
+            is_moving = not self._unsettled.is_settled(*entry.names)
+            if entry.version != version or entry.path != path or is_moving:
                 self._superseded(entry)
             else:
                 self._failed(entry, error)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable
 
 import trio
 
@@ -29,6 +30,7 @@ from f7tfs.model import Fingerprint, RemotePath, Stat, is_within
 from f7tfs.transfers.namespace import conflict_name
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.renames import Renames
+from f7tfs.transfers.unsettled import Unsettled
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.handles import Floors
 from f7tfs.tree.openfiles import OpenFiles
@@ -38,7 +40,9 @@ from f7tfs.tree.waiting import caller_pid
 log = logging.getLogger("f7tfs.tree")
 PATIENCE = 10.0  # seconds to wait until it is known what became of an earlier rename
 LONGEST_PAUSE = 60.0  # seconds between two tries to find out
-TRIES = 10  # that fail for a reason which does not pass by itself
+HOPELESS = (PermissionDenied, NotADirectory, NotPermitted)  # it does not pass by itself
+TRIES = 10  # that fail so
+TICK = 0.01  # seconds that the times of local files may lag behind the clock
 
 
 class Following:
@@ -46,6 +50,7 @@ class Following:
         self,
         overlay: Overlay,
         renames: Renames,
+        unsettled: Unsettled,
         removals: Removals,
         times: Times,
         floors: Floors,
@@ -55,6 +60,7 @@ class Following:
     ) -> None:
         self._overlay = overlay
         self._renames = renames
+        self._unsettled = unsettled
         self._removals = removals
         self._times = times
         self._floors = floors
@@ -93,14 +99,14 @@ class Following:
     async def require_known(self, path: RemotePath) -> None:
         """Before something is made, removed or renamed at a name. Raises Busy where it is not known
         what became of an earlier rename that concerns it."""
-        await self.in_time(lambda: not self._renames.is_lost(path), path)
+        await self.in_time(lambda: not self._unsettled.is_lost(path), path)
 
     async def in_time(self, is_known: Callable[[], bool], path: RemotePath) -> None:
         if is_known():
             return
         with self._floors.callers.interruptible(), trio.move_on_after(PATIENCE) as waited:
             while not is_known():
-                await self._renames.one_more_settled()
+                await self._unsettled.change.wait()
         if waited.cancelled_caught:
             raise Busy(f"it is not known yet what became of an earlier rename of {path}")
 
@@ -123,9 +129,7 @@ class Following:
         below = spool.within(source)
         is_buried = self._removals.hides(target) or any(self._removals.within(source))
         followers = bool(below) or replaced is not None or is_buried
-        held = {one: one.version for one in [*below, *([replaced] if replaced else [])]}
-        for entry in held:
-            entry.is_moving = True
+        version = replaced.version if replaced is not None else 0
         has_begun = False
         try:
             async with self._floors.callers.turn(self._removals.steady()):
@@ -144,19 +148,13 @@ class Following:
             reached("rename.moved")
             async with self._journal.together():
                 await self._follow(source, target, replaced, after)
-                await self._renames.followed(source)
+                await self._unsettled.end(source)
         finally:
-            record = self._renames.lose(source) if has_begun else None
-            if record is None:
-                self._go_on(held)
-            else:
+            if has_begun and not self._unsettled.is_settled(source):
+                record = self._unsettled.lose(source)
                 log.warning("it is not known whether %s was renamed; it is found out", source)
-                uploads.later(self._settle_later, record, held)
-
-    def _go_on(self, entries: Iterable[SpoolEntry]) -> None:
-        for entry in entries:
-            entry.is_moving = False
-        self._floors.uploads.hurry(())  # what became due meanwhile
+                uploads.later(self._settle_later, record, version)
+            uploads.hurry(())  # what became due meanwhile
 
     async def _follow(
         self,
@@ -181,7 +179,9 @@ class Following:
                 uploads.later(self._workplace.litter_moved, old, new)
             for name in entry.names:
                 if is_within(name, source):
-                    spool.retarget(entry, RemotePath(target + name[len(source) :]), name)
+                    new = RemotePath(target + name[len(source) :])
+                    await self._put_aside(new)  # opened there since the outcome was lost
+                    spool.retarget(entry, new, name)
             await self.renamed(entry, itself=entry.path == target)
         self._floors.cache.rename(source, target)
         self._floors.cache.touch(target, after.fingerprint)
@@ -192,73 +192,76 @@ class Following:
         """Renames during which an earlier daemon ended: what went through on the cluster goes
         through here. Before any upload. Raises what keeps the cluster from being asked: uploads
         and removals would go to names that may be others' by now."""
-        for record in self._renames.unsettled():
+        for record in self._unsettled:
             try:
                 await self._settle(record)
-            except (PermissionDenied, NotADirectory, NotPermitted) as error:
+            except HOPELESS as error:
                 log.warning("it is not known whether %s was renamed: %s", record.source, error)
-                await self._renames.followed(RemotePath(record.source))
+                await self._unsettled.end(RemotePath(record.source))
 
-    async def _settle_later(self, record: RenameRecord, held: dict[SpoolEntry, int]) -> None:
+    async def _settle_later(self, record: RenameRecord, version: int) -> None:
+        """`version`: of the dirty file that was replaced."""
         caller_pid.set(0)  # whoever asked for it has its answer
-        pause, tries = 1.0, 0
+        source, pause, tries = RemotePath(record.source), 1.0, 0
         while tries < TRIES:
             try:
-                await self._settle(record, held)
+                await self._unsettled.keep(record)
+                await self._settle(record, version)
                 break
+            except HOPELESS as error:
+                log.info("it is not known whether %s was renamed: %s", source, error)
+                tries += 1
             except (F7tfsError, OSError) as error:
-                log.info("it is not known yet whether %s was renamed: %s", record.source, error)
-                tries += not isinstance(error, OSError) and not error.transient
+                log.info("it is not known yet whether %s was renamed: %s", source, error)
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         else:
-            log.error("it cannot be found out whether %s was renamed", record.source)
-            await self._renames.followed(RemotePath(record.source))
-        self._go_on(held)
+            log.error("it cannot be found out whether %s was renamed", source)
+            await self._unsettled.end(source)
+        self._floors.uploads.hurry(())
 
-    async def _settle(
-        self, record: RenameRecord, held: Mapping[SpoolEntry, int] | None = None
-    ) -> None:
+    async def _settle(self, record: RenameRecord, version: int | None = None) -> None:
         """Find out what became of a rename, and follow it; again and again, until the journal has
-        it. `held`: what was dirty there when it began, and in which version."""
+        it. `version`: of the dirty file that it replaced, None where that is not known."""
         source, target = RemotePath(record.source), RemotePath(record.target)
         spool = self._floors.spool
         async with contextlib.AsyncExitStack() as turns:
-            below = {*spool.within(source), *spool.within(target), *(held or ())}
+            below = {*spool.within(source), *spool.within(target)}
             for entry in sorted(below, key=lambda one: one.path):
                 await turns.enter_async_context(entry.turn)
             after = await self._renames.finish(record)
             async with self._journal.together():
                 if after is not None:
                     log.info("%s was renamed to %s after all", source, target)
-                    replaced = await self._replaced(record, held)
-                    await self._follow(source, target, replaced, after)
+                    await self._follow(source, target, await self._replaced(record, version), after)
                     for entry in spool.within(target):  # which the journal did not take before
                         if entry.journaled:
                             await spool.commit(entry)
-                await self._renames.followed(source)
+                await self._unsettled.end(source)
 
-    async def _replaced(
-        self, record: RenameRecord, held: Mapping[SpoolEntry, int] | None
-    ) -> SpoolEntry | None:
-        """The dirty file that the rename replaced. What was written to the target since then stays,
-        beside its name."""
-        source, target = RemotePath(record.source), RemotePath(record.target)
-        entry, moved = self._floors.spool.at(target), self._floors.spool.at(source)
-        if entry is None:
+    async def _replaced(self, record: RenameRecord, version: int | None) -> SpoolEntry | None:
+        """The dirty file that the rename replaced, as it was then. One that was written to since
+        stays, beside its name."""
+        target = RemotePath(record.target)
+        entry = self._floors.spool.at(target)
+        if entry is None or entry.id != record.replaced:
             return None
-        if entry.id == record.replaced:
-            if held is not None:
-                is_written = held.get(entry) != entry.version
-            else:
-                is_written = entry.mtime_ns > record.since * 1e9
-            if not is_written:
-                return entry
-        elif moved is None:
-            return None  # it is the one that moved, or was opened after it
-        beside = conflict_name(target, self._floors.hostname)
-        log.warning("%s was written after it was replaced; that is %s", target, beside)
-        self._floors.spool.retarget(entry, beside, target)
+        if version is None:  # not its own time, which anybody can set
+            is_written = os.fstat(entry.fd).st_mtime_ns > (record.since - TICK) * 1e9
+        else:
+            is_written = version != entry.version
+        if not is_written:
+            return entry
+        await self._put_aside(target)
+        return None
+
+    async def _put_aside(self, path: RemotePath) -> None:
+        """What is dirty at a name that belongs to another file now goes beside it."""
+        entry = self._floors.spool.at(path)
+        if entry is None:
+            return
+        beside = conflict_name(path, self._floors.hostname)
+        log.warning("%s was written after it was replaced; that is %s", path, beside)
+        self._floors.spool.retarget(entry, beside, path)
         entry.base = None
         await self.renamed(entry)
-        return None

@@ -28,6 +28,7 @@ from f7tfs.transfers.checksums import Checksums
 from f7tfs.transfers.namespace import Namespace
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.renames import Renames
+from f7tfs.transfers.unsettled import Unsettled
 from f7tfs.transfers.workplace import Workplace
 from f7tfs.tree.following import Following
 from f7tfs.tree.handles import Floors, RemoteHandle, Shared, truncate_path
@@ -57,6 +58,7 @@ class RemoteWing(Wing):
         catalog: Catalog,
         namespace: Namespace,
         renames: Renames,
+        unsettled: Unsettled,
         removals: Removals,
         aliases: Aliases,
         workplace: Workplace,
@@ -94,6 +96,7 @@ class RemoteWing(Wing):
         self._following = Following(
             self._overlay,
             renames,
+            unsettled,
             removals,
             times,
             floors,
@@ -104,6 +107,7 @@ class RemoteWing(Wing):
         self._renaming = Renaming(
             self._overlay,
             renames,
+            unsettled,
             removals,
             aliases,
             times,
