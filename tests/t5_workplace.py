@@ -138,3 +138,29 @@ def test_an_unmount_in_the_middle_of_an_upload(
     assert {name: far.read(f"dir/{name}") for name in far.names("dir")} == content
     assert mount.unmount_plainly() == 0
     assert far.all_litter() == []
+
+
+def test_a_file_that_moved_before_a_kill_leaves_nothing(
+    own_simulator: Callable[..., Place],
+) -> None:
+    """Litter. Found by the model: the next daemon took a temporary in the new directory, and the
+    one in the old directory, which an attempt still seemed to need, stayed until a later sweep."""
+    place = own_simulator()
+    simulator, far = place.simulator, place.far(place.directory)
+    assert simulator is not None
+    far.mkdir("dir")
+    far.write("dir/file", b"old")
+    with place.mount(place.directory, writeback_delay=0.1) as mount:
+        mount.start()
+        proof = {"match": "GET /utilities/stat", "where": ".f7tfs-", "action": {"delay": 1.0}}
+        (ident,) = simulator.faults([proof])
+        mount.call((mount.path / "dir/file").write_bytes, b"new")
+        wait_until(lambda: simulator.fired().get(ident), "the proof of its bytes")
+        mount.call(os.rename, mount.path / "dir/file", mount.path / "moved")
+        mount.kill()
+        mount.announce("never closed")
+        mount.start()
+        mount.sync()
+        assert far.read("moved") == b"new"
+        assert far.names() == {"dir", "moved"}
+        assert far.litter("dir") == set()

@@ -163,13 +163,13 @@ class Attempts:
         """The content under a temporary name, proven. Returns the temporary's stat."""
         if entry.temporary is not None and (
             entry.attempt_version != version  # it was made for what the file held before
+            # or for where it was before
+            or (entry.ticket is None and parent_of(entry.temporary) != parent_of(entry.path))
             or not await self._routes.can_resume(entry, entry.temporary)
         ):
             await self.abandon(entry)
         self._require_current(entry, version)
-        if entry.temporary is None or (
-            entry.ticket is None and parent_of(entry.temporary) != parent_of(entry.path)
-        ):
+        if entry.temporary is None:
             entry.temporary = self._workplace.temporary_for(entry.path)
             entry.ticket, entry.form_sent = None, False
             entry.attempt_version, entry.is_adoptable = version, True

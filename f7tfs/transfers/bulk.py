@@ -227,6 +227,7 @@ class Bulk:
 
         def arrived(entry: SpoolEntry, found: Attributes) -> None:
             entry.sent = found.size
+            self._catalog.put(entry.path, found)  # also for a listing that began before it came
             arrivals.append(Arrival(entry, found.fingerprint, versions[entry]))
 
         async def give_mode(entry: SpoolEntry, found: Attributes) -> None:
@@ -235,9 +236,7 @@ class Bulk:
             except F7tfsError as error:
                 log.info("%s: %s", entry.path, error)
                 return
-            changed = msgspec.structs.replace(found, permissions=entry.permissions)
-            self._catalog.put(entry.path, changed)
-            arrived(entry, found)
+            arrived(entry, msgspec.structs.replace(found, permissions=entry.permissions))
 
         async with trio.open_nursery() as nursery:
             for entry in entries:
