@@ -91,8 +91,7 @@ class RemovalRecord(Record, frozen=True):
     fingerprint: Fingerprint | None
     sequence: int
     uploads: tuple[str, ...] = ()
-    created: float = 0.0  # epoch seconds
-    since: float = 0.0  # when a call to remove it was about to be made
+    since: float = 0.0  # when a call to remove it was about to be made (epoch seconds)
 
 
 class RenameRecord(Record, frozen=True):

@@ -140,7 +140,6 @@ class Removals:
             fingerprint=fingerprint,
             sequence=1 + max((one.sequence for one in self._records.values()), default=0),
             uploads=owed,
-            created=time.time(),
         )
         if moved is not None and moved.journaled:
             await self._spool.save(moved, record)

@@ -106,10 +106,10 @@ class Renames:
         replaced: str = "",
     ) -> Begun | None:
         """Look before a rename(2), and make way for it; None where nothing is to be done. From now
-        on it is unsettled. `buried`: of the file at the target that is removed
-        here already; it is no reason for Exists. `followers`: what is here has to change with it,
-        also if the daemon is killed; `replaced`: the id of the dirty file at the target. Raises
-        Busy where another one of these names is unsettled."""
+        on it is unsettled. `buried`: of the file at the target that is removed here already; it is
+        no reason for Exists. `followers`: what is here has to change with it, also if the daemon is
+        killed; `replaced`: the id of the dirty file at the target. Raises Busy where another one of
+        these names is unsettled."""
         await self.require_names(source, target)
         self._require_settled(source, target)
         moved = await self._catalog.stat(source)

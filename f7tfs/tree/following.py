@@ -99,9 +99,13 @@ class Following:
     async def require_known(self, path: RemotePath) -> None:
         """Before something is made, removed or renamed at a name. Raises Busy where it is not known
         what became of an earlier rename that concerns it."""
-        await self.in_time(lambda: not self._unsettled.is_lost(path), path)
+        await self._in_time(lambda: not self._unsettled.is_lost(path), path)
 
-    async def in_time(self, is_known: Callable[[], bool], path: RemotePath) -> None:
+    async def require_settled(self, source: RemotePath, target: RemotePath) -> None:
+        """Before a rename: Busy also where another one of these names takes long."""
+        await self._in_time(lambda: self._unsettled.is_settled(source, target), source)
+
+    async def _in_time(self, is_known: Callable[[], bool], path: RemotePath) -> None:
         if is_known():
             return
         with self._floors.callers.interruptible(), trio.move_on_after(PATIENCE) as waited:

@@ -107,7 +107,6 @@ class RemoteWing(Wing):
         self._renaming = Renaming(
             self._overlay,
             renames,
-            unsettled,
             removals,
             aliases,
             times,

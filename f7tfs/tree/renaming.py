@@ -24,7 +24,6 @@ from f7tfs.model import Identity, RemotePath, is_within
 from f7tfs.transfers.aliases import Aliases, is_backup, is_plain
 from f7tfs.transfers.removal import Removals
 from f7tfs.transfers.renames import Renames
-from f7tfs.transfers.unsettled import Unsettled
 from f7tfs.tree.following import Following
 from f7tfs.tree.handles import Floors
 from f7tfs.tree.openfiles import OpenFiles
@@ -38,7 +37,6 @@ class Renaming:
         self,
         overlay: Overlay,
         renames: Renames,
-        unsettled: Unsettled,
         removals: Removals,
         aliases: Aliases,
         times: Times,
@@ -53,7 +51,6 @@ class Renaming:
         self._open = open_files
         self._overlay = overlay
         self._renames = renames
-        self._unsettled = unsettled
         self._removals = removals
         self._aliases = aliases
         self._times = times
@@ -158,7 +155,7 @@ class Renaming:
         if is_within(target, source):
             raise InvalidArgument(f"{source} cannot become a part of itself")
         await self._renames.require_names(source, target)
-        await self._following.in_time(lambda: self._unsettled.is_settled(source, target), source)
+        await self._following.require_settled(source, target)
         spool = self._floors.spool
         if spool.at(source) is None and (
             self._removals.hides(source) or self._aliases.hides(source)
